@@ -1,0 +1,84 @@
+# make run        create .venv, build, serve in the foreground: make run ARGS='--fsync always'
+# make test       build and run the whole suite: make test TESTS=tests.test_record
+# make lint       ruff and cython-lint
+# make debug      build with line tracing, assertions and balance counters; make test KVSTORE_DEBUG=1 tests that build
+# make sanitize   run the suite on a build with the address and undefined behaviour sanitizers
+# make bench-engine, make build, make clean
+
+PYTHON ?= python3
+ARGS ?=
+TESTS ?= tests
+export KVSTORE_DEBUG
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --root-user-action=ignore
+TOOLS := $(VENV)/.tools
+INSTALLED := $(VENV)/.installed
+DEV := $(VENV)/.dev
+
+CYTHON_SOURCES := $(shell find kvcore kvnet tests -name '*.pyx' -o -name '*.pxd')
+SOURCES := $(CYTHON_SOURCES) $(wildcard kvcore/*.h)
+MODE := $(if $(filter-out 0,$(KVSTORE_DEBUG)),debug,release)
+BUILT := build/$(MODE).stamp
+
+.PHONY: run test build debug sanitize bench-engine lint clean
+.DELETE_ON_ERROR:
+
+run: $(INSTALLED) $(BUILT)
+	@$(BIN)/kvstore serve $(ARGS)
+
+test: $(DEV) $(BUILT)
+	$(BIN)/trial --temp-directory=build/trial $(TESTS)
+
+build: $(BUILT)
+
+debug:
+	@$(MAKE) --no-print-directory build KVSTORE_DEBUG=1
+
+# The tree is copied, so that no sanitized module is ever left in it.
+SANITIZE := build/sanitize
+SANITIZE_ENV = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH="$(CURDIR)/$(SANITIZE)"
+sanitize: $(DEV)
+	@rm -rf $(SANITIZE) && mkdir -p $(SANITIZE)
+	@tar c --exclude=./build --exclude=./.venv --exclude=./.git --exclude=./data --exclude='*.so' --exclude=dropin.cache . \
+		| tar x -C $(SANITIZE)
+	cd $(SANITIZE) && KVSTORE_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	cd $(SANITIZE) && $(SANITIZE_ENV) $(CURDIR)/$(BIN)/trial --temp-directory=build/trial $(TESTS)
+
+bench-engine: $(INSTALLED) $(BUILT)
+	$(BIN)/python benchmarks/engine.py $(ARGS)
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	PATH="$(CURDIR)/$(BIN):$$PATH" cython-lint $(CYTHON_SOURCES)
+
+clean:
+	rm -rf build dist $(VENV) *.egg-info .hypothesis .ruff_cache twisted/plugins/dropin.cache
+	find . -path ./.git -prune -o \( -name '*.so' -o -name '__pycache__' \) -prune -exec rm -rf {} +
+
+# What setup.py needs. An interpreter, compiler or header that is missing is said here, before anything is fetched.
+$(TOOLS): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "kvstore: there is no $(PYTHON); Debian, Ubuntu: apt install python3" >&2; exit 1; }
+	@$(PYTHON) tools/preflight.py
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade 'setuptools>=77' 'cython>=3.1'
+	@touch $@
+
+# A changed setup.py, or the step from one mode to the other, builds everything anew.
+$(BUILT): $(SOURCES) setup.py | $(TOOLS)
+	@mkdir -p build && rm -f $(filter-out $@,$(wildcard build/*.stamp))
+	$(BIN)/python setup.py --quiet build_ext --inplace $(if $(filter setup.py,$?),--force)
+	@touch $@
+
+# Editable: one path entry that names this checkout, and the kvstore script.
+$(INSTALLED): pyproject.toml | $(BUILT)
+	@$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): pyproject.toml | $(BUILT)
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@ $(INSTALLED)
