@@ -1,0 +1,58 @@
+"""The file table: every file call of the engine goes through these pointers. POSIX by default; tests put others in.
+
+Convention: a result below zero is -errno; no call raises, none needs the GIL, any thread may call. Paths are NUL-ended
+bytes. Short reads and writes are left to the callers files_read and files_write below, which loop.
+"""
+from libc.stdint cimport int64_t, uint64_t
+
+from kvcore.types cimport uint8_t
+
+
+cdef struct FileTable:
+    int (*open)(void* ctx, const char* path, int flags, int mode) noexcept nogil
+    int (*close)(void* ctx, int fd) noexcept nogil
+    ssize_t (*pread)(void* ctx, int fd, void* dst, size_t n, uint64_t offset) noexcept nogil
+    ssize_t (*pwrite)(void* ctx, int fd, const void* src, size_t n, uint64_t offset) noexcept nogil
+    int (*fdatasync)(void* ctx, int fd) noexcept nogil
+    int (*fsync_dir)(void* ctx, const char* path) noexcept nogil
+    int (*rename)(void* ctx, const char* source, const char* target) noexcept nogil
+    int (*unlink)(void* ctx, const char* path) noexcept nogil
+    int (*mkdir)(void* ctx, const char* path) noexcept nogil
+    int (*rmdir)(void* ctx, const char* path) noexcept nogil
+    int (*ftruncate)(void* ctx, int fd, uint64_t size) noexcept nogil
+    # Take disk space ahead: the file grows by zeros to offset + n.
+    int (*fallocate)(void* ctx, int fd, uint64_t offset, uint64_t n) noexcept nogil
+    int64_t (*size)(void* ctx, int fd) noexcept nogil
+    # Map n bytes for reading; they may lie beyond the end of the file as long as nobody touches them. NULL: refused.
+    const uint8_t* (*map)(void* ctx, int fd, size_t n) noexcept nogil
+    void (*unmap)(void* ctx, const uint8_t* address, size_t n) noexcept nogil
+    # Names in a directory, each ended by NUL, in a malloc'ed block of *size bytes that the caller frees.
+    int (*list)(void* ctx, const char* path, char** names, size_t* size) noexcept nogil
+    # flock, exclusive, not waiting: -EWOULDBLOCK when another open file holds it.
+    int (*lock)(void* ctx, int fd) noexcept nogil
+    # Unix time in milliseconds. May jump.
+    int64_t (*clock)(void* ctx) noexcept nogil
+
+
+cdef class Files:
+    cdef FileTable call
+    cdef void* ctx
+
+
+# Read exactly n bytes unless the file ends first: bytes read, or -errno.
+cdef ssize_t files_read(Files f, int fd, void* dst, size_t n, uint64_t offset) noexcept nogil
+
+# Write all n bytes: 0, or -errno; what was written before the error stays in the file.
+cdef int files_write(Files f, int fd, const void* src, size_t n, uint64_t offset) noexcept nogil
+
+# The one place that turns a result below zero into StorageError("cannot <what> <path>: <reason>"); passes others on.
+cdef int64_t files_check(int64_t result, str what, bytes path) except? -1
+
+# Create or replace a small file so that after a crash it is the old one or the new one, whole. Raises StorageError.
+cdef int files_replace(Files f, bytes directory, bytes name, bytes content) except -1
+
+# Names in a directory. Raises StorageError.
+cdef list files_list(Files f, bytes path)
+
+# All bytes of a small file. Raises StorageError.
+cdef bytes files_read_all(Files f, bytes path)

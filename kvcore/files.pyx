@@ -1,0 +1,274 @@
+import os
+
+from libc.errno cimport EINTR, EIO, ENOMEM, errno
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, strlen
+from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_DIRECTORY, O_RDONLY, O_TRUNC, O_WRONLY
+from posix.stat cimport fstat, mkdir, struct_stat
+from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.unistd cimport close, fdatasync, fsync, ftruncate, pread, pwrite, rmdir, unlink
+
+from kvcore.errors import StorageError
+
+
+cdef extern from "<fcntl.h>" nogil:
+    int c_open "open"(const char* path, int flags, int mode)
+    int fallocate(int fd, int mode, long long offset, long long size)
+
+cdef extern from "<stdio.h>" nogil:
+    int c_rename "rename"(const char* source, const char* target)
+
+cdef extern from "<sys/file.h>" nogil:
+    int flock(int fd, int operation)
+    enum: LOCK_EX
+    enum: LOCK_NB
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void* address, size_t n, int protection, int flags, int fd, long long offset)
+    int munmap(void* address, size_t n)
+    enum: PROT_READ
+    enum: MAP_SHARED
+    void* MAP_FAILED
+
+cdef extern from "<dirent.h>" nogil:
+    ctypedef struct DIR:
+        pass
+    struct dirent:
+        char* d_name
+    DIR* opendir(const char* path)
+    dirent* readdir(DIR* handle)
+    int closedir(DIR* handle)
+
+
+cdef inline int failed(int result) noexcept nogil:
+    return -errno if result < 0 else result
+
+
+cdef int posix_open(void* ctx, const char* path, int flags, int mode) noexcept nogil:
+    cdef int fd
+    while True:
+        fd = c_open(path, flags | O_CLOEXEC, mode)
+        if fd >= 0:
+            return fd
+        if errno != EINTR:
+            return -errno
+
+
+cdef int posix_close(void* ctx, int fd) noexcept nogil:
+    # Not retried on EINTR: on Linux the descriptor is gone by then.
+    return failed(close(fd))
+
+
+cdef ssize_t posix_pread(void* ctx, int fd, void* dst, size_t n, uint64_t offset) noexcept nogil:
+    cdef ssize_t got = pread(fd, dst, n, offset)
+    return -errno if got < 0 else got
+
+
+cdef ssize_t posix_pwrite(void* ctx, int fd, const void* src, size_t n, uint64_t offset) noexcept nogil:
+    cdef ssize_t put = pwrite(fd, src, n, offset)
+    return -errno if put < 0 else put
+
+
+cdef int posix_fdatasync(void* ctx, int fd) noexcept nogil:
+    return failed(fdatasync(fd))
+
+
+cdef int posix_fsync_dir(void* ctx, const char* path) noexcept nogil:
+    cdef int fd = posix_open(ctx, path, O_RDONLY | O_DIRECTORY, 0)
+    if fd < 0:
+        return fd
+    cdef int result = failed(fsync(fd))
+    close(fd)
+    return result
+
+
+cdef int posix_rename(void* ctx, const char* source, const char* target) noexcept nogil:
+    return failed(c_rename(source, target))
+
+
+cdef int posix_unlink(void* ctx, const char* path) noexcept nogil:
+    return failed(unlink(path))
+
+
+cdef int posix_mkdir(void* ctx, const char* path) noexcept nogil:
+    return failed(mkdir(path, 0o700))
+
+
+cdef int posix_rmdir(void* ctx, const char* path) noexcept nogil:
+    return failed(rmdir(path))
+
+
+cdef int posix_ftruncate(void* ctx, int fd, uint64_t size) noexcept nogil:
+    return failed(ftruncate(fd, size))
+
+
+cdef int posix_fallocate(void* ctx, int fd, uint64_t offset, uint64_t n) noexcept nogil:
+    # Not posix_fallocate(3): where the file system cannot, that one writes zeros.
+    return failed(fallocate(fd, 0, offset, n))
+
+
+cdef int64_t posix_size(void* ctx, int fd) noexcept nogil:
+    cdef struct_stat info
+    if fstat(fd, &info) < 0:
+        return -errno
+    return info.st_size
+
+
+cdef const uint8_t* posix_map(void* ctx, int fd, size_t n) noexcept nogil:
+    cdef void* address = mmap(NULL, n, PROT_READ, MAP_SHARED, fd, 0)
+    if address == MAP_FAILED:
+        return NULL
+    return <const uint8_t*>address
+
+
+cdef void posix_unmap(void* ctx, const uint8_t* address, size_t n) noexcept nogil:
+    munmap(<void*>address, n)
+
+
+cdef int posix_list(void* ctx, const char* path, char** names, size_t* size) noexcept nogil:
+    cdef DIR* handle = opendir(path)
+    cdef dirent* entry
+    cdef char* block = NULL
+    cdef char* grown
+    cdef size_t used = 0, room = 0, n
+    if handle == NULL:
+        return -errno
+    while True:
+        entry = readdir(handle)
+        if entry == NULL:
+            break
+        n = strlen(entry.d_name) + 1
+        if room - used < n:
+            room = room * 2 + n + 4096
+            grown = <char*>realloc(block, room)
+            if grown == NULL:
+                free(block)
+                closedir(handle)
+                return -ENOMEM
+            block = grown
+        memcpy(block + used, entry.d_name, n)
+        used += n
+    closedir(handle)
+    names[0] = block
+    size[0] = used
+    return 0
+
+
+cdef int posix_lock(void* ctx, int fd) noexcept nogil:
+    return failed(flock(fd, LOCK_EX | LOCK_NB))
+
+
+cdef int64_t posix_clock(void* ctx) noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_REALTIME, &now)
+    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
+
+
+cdef class Files:
+    """The POSIX file table. A subclass puts other functions into `call` and its own state into `ctx`."""
+
+    def __cinit__(self):
+        self.ctx = NULL
+        self.call.open = posix_open
+        self.call.close = posix_close
+        self.call.pread = posix_pread
+        self.call.pwrite = posix_pwrite
+        self.call.fdatasync = posix_fdatasync
+        self.call.fsync_dir = posix_fsync_dir
+        self.call.rename = posix_rename
+        self.call.unlink = posix_unlink
+        self.call.mkdir = posix_mkdir
+        self.call.rmdir = posix_rmdir
+        self.call.ftruncate = posix_ftruncate
+        self.call.fallocate = posix_fallocate
+        self.call.size = posix_size
+        self.call.map = posix_map
+        self.call.unmap = posix_unmap
+        self.call.list = posix_list
+        self.call.lock = posix_lock
+        self.call.clock = posix_clock
+
+
+cdef ssize_t files_read(Files f, int fd, void* dst, size_t n, uint64_t offset) noexcept nogil:
+    cdef size_t done = 0
+    cdef ssize_t got
+    while done < n:
+        got = f.call.pread(f.ctx, fd, <uint8_t*>dst + done, n - done, offset + done)
+        if got == -EINTR:
+            continue
+        if got < 0:
+            return got
+        if got == 0:
+            break
+        done += got
+    return done
+
+
+cdef int files_write(Files f, int fd, const void* src, size_t n, uint64_t offset) noexcept nogil:
+    cdef size_t done = 0
+    cdef ssize_t put
+    while done < n:
+        put = f.call.pwrite(f.ctx, fd, <const uint8_t*>src + done, n - done, offset + done)
+        if put == -EINTR:
+            continue
+        if put < 0:
+            return <int>put
+        if put == 0:
+            return -EIO
+        done += put
+    return 0
+
+
+cdef int64_t files_check(int64_t result, str what, bytes path) except? -1:
+    if result >= 0:
+        return result
+    cdef int code = <int>-result
+    raise StorageError(code, f"cannot {what} {os.fsdecode(path)}: {os.strerror(code)}")
+
+
+cdef int files_replace(Files f, bytes directory, bytes name, bytes content) except -1:
+    cdef bytes target = os.path.join(directory, name)
+    cdef bytes temporary = target + b".tmp"
+    cdef const char* source = content
+    cdef const char* directory_path = directory
+    cdef size_t n = len(content)
+    cdef int result
+    cdef int fd = <int>files_check(
+        f.call.open(f.ctx, temporary, O_WRONLY | O_CREAT | O_TRUNC, 0o600), "create", temporary)
+    with nogil:
+        result = files_write(f, fd, source, n, 0)
+        if result == 0:
+            result = f.call.fdatasync(f.ctx, fd)
+    cdef int closed = f.call.close(f.ctx, fd)
+    if result < 0 or closed < 0:
+        f.call.unlink(f.ctx, temporary)
+    files_check(result, "write", temporary)
+    files_check(closed, "close", temporary)
+    files_check(f.call.rename(f.ctx, temporary, target), "rename", temporary)
+    with nogil:
+        result = f.call.fsync_dir(f.ctx, directory_path)
+    files_check(result, "sync directory", directory)
+    return 0
+
+
+cdef list files_list(Files f, bytes path):
+    cdef char* names = NULL
+    cdef size_t size = 0
+    files_check(f.call.list(f.ctx, path, &names, &size), "list", path)
+    try:
+        return [name for name in names[:size].split(b"\0") if name not in (b"", b".", b"..")]
+    finally:
+        free(names)
+
+
+cdef bytes files_read_all(Files f, bytes path):
+    cdef int fd = <int>files_check(f.call.open(f.ctx, path, O_RDONLY, 0), "open", path)
+    cdef int64_t size = f.call.size(f.ctx, fd)
+    cdef ssize_t got = <ssize_t>size
+    cdef bytearray content = bytearray(max(size, 0))
+    cdef char* dst = content
+    if size > 0:
+        got = files_read(f, fd, dst, size, 0)
+    f.call.close(f.ctx, fd)
+    files_check(got, "read", path)
+    return bytes(content[:got])

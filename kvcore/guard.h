@@ -1,0 +1,74 @@
+/* Reading mapped files without dying of it.
+
+   A page of a mapping whose file was cut, or whose disk cannot be read, raises SIGBUS. Every access to mapped bytes goes
+   through one of the functions below: inside, a SIGBUS ends the function with -1; outside, it goes to whoever handled
+   it before. The jump buffer is per thread, so worker threads may read too. Included by segment.pyx alone. */
+#ifndef KV_GUARD_H
+#define KV_GUARD_H
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+
+static __thread sigjmp_buf *kv_guard_here;
+static struct sigaction kv_guard_before;
+
+static void kv_guard_handler(int signo, siginfo_t *info, void *context)
+{
+    (void)info;
+    (void)context;
+    if (kv_guard_here != NULL)
+        siglongjmp(*kv_guard_here, 1);
+    /* Not ours: put the earlier handler back; returning runs the faulting instruction again, for it to see. */
+    sigaction(signo, &kv_guard_before, NULL);
+}
+
+/* Once per process. SA_NODEFER: the jump leaves the handler without restoring a signal mask (sigsetjmp(.., 0) saves
+   none, which is what makes a guard cost nanoseconds), so SIGBUS must not be blocked while it runs. */
+static int kv_guard_install(void)
+{
+    struct sigaction action;
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = kv_guard_handler;
+    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+    sigemptyset(&action.sa_mask);
+    return sigaction(SIGBUS, &action, &kv_guard_before);
+}
+
+/* Copy n mapped bytes out. 0, or -1 when a page cannot be read. */
+static int kv_guard_copy(void *dst, const void *src, size_t n)
+{
+    sigjmp_buf here;
+    if (sigsetjmp(here, 0) != 0) {
+        kv_guard_here = NULL;
+        return -1;
+    }
+    kv_guard_here = &here;
+    /* The barriers keep the compiler from moving the copy out of the guarded stretch. */
+    __asm__ volatile("" ::: "memory");
+    memcpy(dst, src, n);
+    __asm__ volatile("" ::: "memory");
+    kv_guard_here = NULL;
+    return 0;
+}
+
+/* Does the mapped record hold this key? Looks at its key length (u24 at 16) and key (at 20) alone; the caller made sure
+   that so many bytes are mapped. 1, 0, or -1 when a page cannot be read. */
+static int kv_guard_key_equal(const uint8_t *record, const void *key, size_t n)
+{
+    sigjmp_buf here;
+    volatile int equal;
+    if (sigsetjmp(here, 0) != 0) {
+        kv_guard_here = NULL;
+        return -1;
+    }
+    kv_guard_here = &here;
+    __asm__ volatile("" ::: "memory");
+    equal = (size_t)(record[16] | record[17] << 8 | record[18] << 16) == n && memcmp(record + 20, key, n) == 0;
+    __asm__ volatile("" ::: "memory");
+    kv_guard_here = NULL;
+    return equal;
+}
+
+#endif

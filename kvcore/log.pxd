@@ -1,0 +1,135 @@
+"""The append-only log: records gather in a buffer, flush hands them to the kernel, sync to the disk.
+
+    segments:   [ sealed ] [ sealed ] [ full ] [ active: flushed | buf ]     [ spare ]
+                                      |<------ written by sync ------>|
+
+`full` segments have their last record but the published manifest still calls them open; a SealJob ends that and makes
+the next spare. A Location names a segment by its slot in `segments`, not by its id: slots stay few.
+
+Durability: log_append changes memory only; after log_flush the record survives the end of the process; after a SyncJob
+that began later it survives the end of the power. A failed sync is never retried: the log turns read-only for good.
+Thread: the owner's alone, except the run() of jobs.
+"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+
+from kvcore.bytebuf cimport ByteBuf
+from kvcore.files cimport Files
+from kvcore.segment cimport Segment
+from kvcore.types cimport Location, Slice, uint8_t
+
+
+cdef class Log:
+    cdef Files files
+    cdef readonly bytes path            # the directory
+    cdef bytes store_id
+    cdef bytes hash_secret
+    cdef uint64_t segment_size
+    cdef list segments                  # of Segment, by slot
+    cdef uint32_t next_id
+    cdef Segment active
+    cdef uint32_t active_slot
+    cdef Segment spare                  # None until a SealJob made it
+    cdef Segment unpublished            # made, but the manifest that lists it could not be written yet
+    cdef list full                      # of Segment
+    cdef ByteBuf buf                    # whole records that belong behind active.flushed
+    cdef uint64_t buf_records           # in buf, and the version of the first
+    cdef uint64_t buf_first
+    cdef uint64_t buf_dead              # bytes of tombstones and marks in buf
+    cdef uint64_t last_version
+    cdef object executor                # called with each Job; None: run and finish it at once
+    cdef Job seal_job                   # under way, or None
+    cdef uint64_t flushed_total         # bytes ever handed to the kernel, headers included
+    cdef uint32_t synced_id             # position up to which the log is on the disk
+    cdef uint32_t synced_offset
+    cdef int64_t marked_at              # clock, and flushed_total, at the last mark
+    cdef uint64_t marked_total
+    cdef bint mark_due
+    cdef bint no_fallocate
+    cdef readonly bint full_disk        # the last flush found no space; the next one that does clears it
+    cdef readonly str broken            # why writing has ended for good, or None
+
+
+cdef class Job:
+    """Work for the disk. run() on any thread, then finish() on the owner's; both once, in that order."""
+    cdef Log log
+    cdef object lock
+    cdef bint done
+    cdef bint finished
+    cdef object error
+    cdef readonly double seconds        # how long run() took
+    cdef int work(self) except -1
+    cdef int settle(self) except -1
+
+
+cdef class SyncJob(Job):
+    cdef list items                     # of (Segment, end)
+
+
+cdef class SealJob(Job):
+    cdef list seals
+    cdef Segment made
+    cdef uint32_t made_id               # 0: none is to be made
+    cdef bytes manifest
+
+
+# Room for a record of `size` bytes in the active segment? False: flush, then log_rotate.
+cdef bint log_has_room(Log log, size_t size) noexcept
+
+# Put one record into the buffer and fill `at`. Raises MemoryError; nothing has changed then.
+cdef int log_append(Log log, uint8_t flags, Slice key, Slice value, Location* at) except -1
+
+# Take the last record, of `size` bytes, out of the buffer again.
+cdef void log_take_back(Log log, size_t size) noexcept
+
+# Put a mark into the buffer, if one is due.
+cdef int log_mark(Log log) except -1
+
+# Hand the buffer to the kernel. Raises StorageError; then the file ends where it did before, and the buffer is empty.
+cdef int log_flush(Log log) except -1
+
+# Go on in the next segment. The buffer must be empty. Raises StorageError; then nothing has changed.
+cdef int log_rotate(Log log) except -1
+
+# Run and finish the sealing of full segments and the making of a spare. Raises StorageError.
+cdef int log_seal(Log log) except -1
+
+# Start sealing the full segments and making a spare, unless that is under way.
+cdef int log_submit_seal(Log log) except -1
+
+# Bytes that are flushed but not proven to be on the disk.
+cdef uint64_t log_unsynced(Log log) noexcept
+
+# A job that syncs all that is flushed; None when all is. Raises ReadOnlyError.
+cdef SyncJob log_sync_job(Log log)
+
+# Raises ReadOnlyError when the log is broken.
+cdef int log_check_writable(Log log) except -1
+
+# Copy the record at `at` out: 0, or -1 when it cannot be read.
+cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept
+
+# Does the record at `at` hold this key, by its bytes alone? 1, 0, or -1 when it cannot be read.
+cdef int log_key_equal(Log log, Location at, Slice key) noexcept
+
+# Encode the manifest of the present state, with `sealing` taken as sealed and `made` as one more open segment.
+cdef bytes log_manifest(Log log, list sealing, uint32_t made)
+
+# Publish it. Raises StorageError.
+cdef int log_publish(Log log, bytes manifest) except -1
+
+cdef uint64_t log_next_version(Log log) noexcept
+
+
+cdef inline Segment log_segment(Log log, uint32_t slot):
+    return <Segment>log.segments[slot]
+
+
+# The record at `at` no longer counts for its key; or does again.
+cdef inline void log_bury(Log log, Location at) noexcept:
+    cdef Segment segment = log_segment(log, at.segment)
+    segment.dead += at.length
+
+
+cdef inline void log_unbury(Log log, Location at) noexcept:
+    cdef Segment segment = log_segment(log, at.segment)
+    segment.dead -= at.length

@@ -1,0 +1,378 @@
+import os
+import threading
+import time
+
+from libc.errno cimport EDQUOT, EFBIG, EINVAL, ENOSPC, ENOSYS, EOPNOTSUPP
+from libc.string cimport memcmp, memcpy
+
+from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
+from kvcore.files cimport files_check, files_replace, files_write
+from kvcore.record cimport MARK_SIZE, RECORD_HEADER, RECORD_MARK, RECORD_TOMBSTONE, record_encode, record_size
+from kvcore.types cimport slice_of
+from kvcore.segment cimport (
+    SEGMENT_HEADER, SEGMENT_LIMIT, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal,
+    segment_unpin)
+
+from kvcore import manifest
+from kvcore.errors import ReadOnlyError, StorageError
+
+
+cdef enum:
+    BUFFER_KEPT = 4 << 20           # bytes of room the buffer keeps between flushes
+    STEP_LARGEST = 8 << 20          # bytes of disk space taken ahead at a time
+    STEP_SMALLEST = 64 << 10
+    MARK_BYTES = 1 << 20            # at most one mark a MiB ...
+    MARK_MS = 1000                  # ... or a second
+
+NO_SPACE = (ENOSPC, EDQUOT, EFBIG)
+
+
+cdef class Log:
+    """The log of one directory. Made by kvcore.recovery only."""
+
+
+cdef uint64_t log_next_version(Log log) noexcept:
+    cdef uint64_t now = <uint64_t>max(log.files.call.clock(log.files.ctx), <int64_t>0) << 20
+    log.last_version = max(log.last_version + 1, now)
+    return log.last_version
+
+
+cdef bint log_has_room(Log log, size_t size) noexcept:
+    cdef uint64_t end = log.active.flushed + log.buf.len
+    # An empty segment takes any record: one larger than a segment gets a segment of its own.
+    return end == SEGMENT_HEADER or end + size <= log.segment_size
+
+
+cdef int log_append(Log log, uint8_t flags, Slice key, Slice value, Location* at) except -1:
+    cdef size_t size = record_size(key.len, value.len)
+    cdef uint8_t* dst = bytebuf_reserve(log.buf, size)
+    cdef uint64_t version = log_next_version(log)
+    record_encode(dst, version, flags, key, value, log.active.seed)
+    at.segment = log.active_slot
+    at.offset = <uint32_t>(log.active.flushed + log.buf.len)
+    at.length = <uint32_t>size
+    if log.buf_records == 0:
+        log.buf_first = version
+    log.buf_records += 1
+    if flags & (RECORD_TOMBSTONE | RECORD_MARK):
+        log.buf_dead += size
+    log.buf.len += size
+    return 0
+
+
+cdef void log_take_back(Log log, size_t size) noexcept:
+    log.buf.len -= size
+    log.buf_records -= 1
+
+
+cdef int log_mark(Log log) except -1:
+    cdef uint8_t content[MARK_SIZE]
+    cdef uint64_t id = log.synced_id
+    cdef Location at
+    if not log.mark_due or not log_has_room(log, record_size(0, MARK_SIZE)):
+        return 0
+    memcpy(content, &id, 8)
+    memcpy(content + 8, &log.synced_offset, 4)
+    log_append(log, RECORD_MARK, slice_of(NULL, 0), slice_of(content, MARK_SIZE), &at)
+    log.mark_due = False
+    log.marked_at = log.files.call.clock(log.files.ctx)
+    log.marked_total = log.flushed_total
+    return 0
+
+
+# Called when synced_id and synced_offset have moved.
+cdef void note_synced(Log log) noexcept:
+    cdef int64_t now = log.files.call.clock(log.files.ctx)
+    if log.flushed_total - log.marked_total >= MARK_BYTES or not 0 <= now - log.marked_at < MARK_MS:
+        log.mark_due = True
+
+
+cdef int log_check_writable(Log log) except -1:
+    if log.broken is not None:
+        raise ReadOnlyError(log.broken)
+    return 0
+
+
+cdef int break_log(Log log, str reason) except -1:
+    if log.broken is None:
+        log.broken = f"{os.fsdecode(log.path)} is read-only until it is opened again: {reason}"
+    return 0
+
+
+# Take disk space ahead, so that most syncs need not also make the file's new length durable.
+cdef void take_ahead(Log log, uint64_t end) noexcept:
+    cdef uint64_t step = min(<uint64_t>STEP_LARGEST, log.flushed_total // 8) & ~<uint64_t>(STEP_SMALLEST - 1)
+    cdef uint64_t target = min(end + step, max(log.segment_size, end))
+    cdef int result
+    if log.no_fallocate or step == 0 or end <= log.active.allocated:
+        return
+    result = log.files.call.fallocate(
+        log.files.ctx, log.active.fd, log.active.allocated, target - log.active.allocated)
+    if result == 0:
+        log.active.allocated = target
+    elif result in (-EOPNOTSUPP, -ENOSYS, -EINVAL):
+        log.no_fallocate = True
+    # Any other refusal (no space for the step) is no loss: the write itself decides.
+
+
+cdef int log_flush(Log log) except -1:
+    cdef Segment active = log.active
+    cdef uint64_t end = active.flushed + log.buf.len
+    cdef int result, cut
+    cdef uint64_t records = log.buf_records, dead = log.buf_dead
+    if log.buf.len == 0:
+        return 0
+    log_check_writable(log)
+    segment_map(active, end)
+    take_ahead(log, end)
+    result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
+    log.buf_records = log.buf_dead = 0
+    if result < 0:
+        # Part of it may be in the file: cut it off again, or the next record would follow half a record.
+        cut = log.files.call.ftruncate(log.files.ctx, active.fd, active.flushed)
+        active.allocated = active.flushed
+        bytebuf_clear(log.buf, BUFFER_KEPT)
+        if cut < 0:
+            break_log(log, f"{os.fsdecode(active.path)} could not be cut after a failed write: {os.strerror(-cut)}")
+        elif -result not in NO_SPACE:
+            break_log(log, f"writing {os.fsdecode(active.path)} failed: {os.strerror(-result)}")
+        log.full_disk = -result in NO_SPACE
+        files_check(result, "write", active.path)
+    log.full_disk = False
+    log.flushed_total += log.buf.len
+    active.flushed = end
+    active.records += records
+    active.dead += dead
+    active.min_version = min(active.min_version, log.buf_first)
+    active.max_version = log.last_version
+    active.allocated = max(active.allocated, end)
+    bytebuf_clear(log.buf, BUFFER_KEPT)
+    return 0
+
+
+cdef int log_rotate(Log log) except -1:
+    log_check_writable(log)
+    if log.spare is None:
+        # The disk is so slow, or so full, that the next segment is not ready: now it has to be waited for.
+        log_seal(log)
+    log.full.append(log.active)
+    log.active = log.spare
+    log.active_slot = <uint32_t>log.segments.index(log.spare)
+    log.spare = None
+    log_submit_seal(log)
+    return 0
+
+
+cdef int log_submit_seal(Log log) except -1:
+    if log.seal_job is not None:
+        return 0
+    log.seal_job = new_seal_job(log)
+    if log.executor is not None:
+        log.executor(log.seal_job)
+        return 0
+    cdef Job job = log.seal_job
+    job.run()
+    job.finish()
+    return 0
+
+
+cdef int log_seal(Log log) except -1:
+    if log.seal_job is None:
+        log.seal_job = new_seal_job(log)
+    cdef Job job = log.seal_job
+    job.run()
+    job.finish()
+    if job.error is not None:
+        raise job.error
+    return 0
+
+
+cdef uint64_t log_unsynced(Log log) noexcept:
+    cdef Segment segment
+    cdef uint64_t total = log.active.flushed - log.active.synced
+    for segment in log.full:
+        total += segment.flushed - segment.synced
+    return total
+
+
+cdef SyncJob log_sync_job(Log log):
+    cdef Segment segment
+    cdef SyncJob job
+    log_check_writable(log)
+    if log_unsynced(log) == 0:
+        return None
+    job = SyncJob(log)
+    job.items = []
+    for segment in [*log.full, log.active]:
+        if segment.synced < segment.flushed:
+            segment.pins += 1
+            job.items.append((segment, segment.flushed))
+    return job
+
+
+cdef SealJob new_seal_job(Log log):
+    cdef SealJob job = SealJob(log)
+    cdef Segment segment
+    job.seals = list(log.full)
+    for segment in job.seals:
+        segment.pins += 1
+    if log.unpublished is not None:
+        job.made = log.unpublished
+        job.made_id = job.made.id
+    elif log.spare is None:
+        job.made_id = log.next_id
+        log.next_id += 1
+    job.manifest = log_manifest(log, job.seals, job.made_id)
+    return job
+
+
+cdef class Job:
+    def __cinit__(self, Log log not None):
+        self.log = log
+        self.lock = threading.Lock()
+
+    def run(self):
+        """Do the disk's part; keeps the GIL only for a moment. Never raises: finish() tells."""
+        with self.lock:
+            if self.done:
+                return
+            started = time.perf_counter()
+            try:
+                self.work()
+            except StorageError as error:
+                self.error = error
+            self.seconds = time.perf_counter() - started
+            self.done = True
+
+    def finish(self):
+        """Take the result into the log. Raises StorageError when the work failed."""
+        if self.finished:
+            return
+        self.finished = True
+        self.settle()
+
+    cdef int work(self) except -1:
+        return 0
+
+    cdef int settle(self) except -1:
+        return 0
+
+
+cdef int sync_file(Segment segment) except -1:
+    cdef int result
+    with nogil:
+        result = segment.files.call.fdatasync(segment.files.ctx, segment.fd)
+    files_check(result, "sync", segment.path)
+    return 0
+
+
+cdef class SyncJob(Job):
+    cdef int work(self) except -1:
+        for segment, _ in self.items:
+            sync_file(segment)
+        return 0
+
+    cdef int settle(self) except -1:
+        cdef Segment segment
+        cdef uint64_t end
+        for segment, end in self.items:
+            segment_unpin(segment)
+            if self.error is None:
+                segment.synced = max(segment.synced, end)
+        if self.error is not None:
+            break_log(self.log, str(self.error.strerror))
+            raise ReadOnlyError(self.log.broken)
+        segment, end = self.items[len(self.items) - 1]
+        if (segment.id, end) > (self.log.synced_id, self.log.synced_offset):
+            self.log.synced_id = segment.id
+            self.log.synced_offset = <uint32_t>end
+            note_synced(self.log)
+        return 0
+
+
+cdef class SealJob(Job):
+    cdef int work(self) except -1:
+        cdef Segment segment
+        cdef int result
+        for segment in self.seals:
+            result = segment.files.call.ftruncate(segment.files.ctx, segment.fd, segment.flushed)
+            files_check(result, "cut", segment.path)
+            try:
+                sync_file(segment)
+            except StorageError as error:
+                # Whatever errno says, records that were acknowledged may be gone: this ends the writing.
+                raise ReadOnlyError(error.strerror) from error
+        if self.made_id and self.made is None:
+            self.made = segment_create(self.log.files, self.log.path, self.made_id, self.log.store_id)
+            segment_map(self.made, min(self.log.segment_size, SEGMENT_LIMIT))
+        log_publish(self.log, self.manifest)
+        return 0
+
+    cdef int settle(self) except -1:
+        cdef Segment segment
+        cdef Log log = self.log
+        log.seal_job = None
+        for segment in self.seals:
+            segment_unpin(segment)
+        log.unpublished = self.made if self.error is not None else None
+        if self.error is not None:
+            # Without space all stays as it was, the full segments open in the manifest, and the next rotation tries again.
+            if self.error.errno not in NO_SPACE:
+                break_log(log, str(self.error.strerror or self.error))
+            return 0
+        for segment in self.seals:
+            segment.synced = segment.flushed
+            segment.allocated = segment.flushed
+            segment_seal(segment)
+            log.full.remove(segment)
+            if (segment.id, segment.flushed) > (log.synced_id, log.synced_offset):
+                log.synced_id = segment.id
+                log.synced_offset = <uint32_t>segment.flushed
+                note_synced(log)
+        if self.made is not None:
+            log.segments.append(self.made)
+            log.spare = self.made
+        return 0
+
+
+cdef bytes log_manifest(Log log, list sealing, uint32_t made):
+    cdef Segment segment
+    cdef list lines = []
+    for segment in sorted(log.segments, key=segment_id):
+        if segment.sealed or segment in sealing:
+            lines.append({
+                "id": segment.id, "state": "sealed", "bytes": segment.flushed, "records": segment.records,
+                "min_version": segment.min_version, "max_version": segment.max_version})
+        else:
+            lines.append({"id": segment.id, "state": "open"})
+    if made:
+        lines.append({"id": made, "state": "open"})
+    return manifest.encode(log.store_id, log.hash_secret, log.next_id, lines)
+
+
+def segment_id(Segment segment not None):
+    return segment.id
+
+
+cdef int log_publish(Log log, bytes content) except -1:
+    return files_replace(log.files, log.path, manifest.NAME.encode(), content)
+
+
+cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept:
+    cdef Segment segment = log_segment(log, at.segment)
+    if segment is log.active and at.offset >= segment.flushed:
+        memcpy(dst, log.buf.data + (at.offset - segment.flushed), at.length)
+        return 0
+    return segment_copy(segment, at.offset, dst, at.length)
+
+
+cdef int log_key_equal(Log log, Location at, Slice key) noexcept:
+    cdef Segment segment = log_segment(log, at.segment)
+    cdef const uint8_t* record
+    if at.length < record_size(key.len, 0):
+        return 0
+    if segment is not log.active or at.offset < segment.flushed:
+        return segment_key_equal(segment, at.offset, key.ptr, key.len)
+    record = log.buf.data + (at.offset - segment.flushed)
+    return <size_t>(record[16] | record[17] << 8 | record[18] << 16) == key.len and \
+        memcmp(record + RECORD_HEADER, key.ptr, key.len) == 0

@@ -1,0 +1,56 @@
+import os
+
+from libc.string cimport memcmp
+
+from kvcore.bytebuf cimport bytebuf_reserve
+from kvcore.hashindex cimport index_first, index_next
+from kvcore.log cimport log_copy, log_key_equal, log_segment
+from kvcore.record cimport record_decode, record_verify
+from kvcore.types cimport uint8_t
+
+from kvcore.errors import CorruptionError
+
+
+cdef Found lookup_record(Log log, Location at, ByteBuf out, Record* r) except? NOT_FOUND:
+    cdef uint8_t* copy = bytebuf_reserve(out, at.length)
+    r.size = 0
+    if log_copy(log, at, copy) < 0 or record_decode(copy, at.length, r) < 0 or r.size != at.length:
+        return DAMAGED
+    return FOUND if record_verify(copy, r, log_segment(log, at.segment).seed) else DAMAGED
+
+
+cdef Found lookup_entry(
+        HashIndex index, Log log, uint64_t hash, Slice key, ByteBuf scratch, Entry** entry) except? NOT_FOUND:
+    cdef Entry* candidate = index_first(index, hash)
+    cdef Entry* damaged = NULL
+    cdef Record r
+    cdef int equal
+    while candidate != NULL:
+        equal = log_key_equal(log, candidate.at, key)
+        if equal == 1:
+            entry[0] = candidate
+            return FOUND
+        if equal == -1 or lookup_record(log, candidate.at, scratch, &r) == DAMAGED:
+            damaged = candidate
+        candidate = index_next(index, hash, candidate)
+    entry[0] = damaged
+    return NOT_FOUND if damaged == NULL else DAMAGED
+
+
+cdef Found lookup_read(
+        HashIndex index, Log log, uint64_t hash, Slice key, ByteBuf out, Record* r, Location* at) except? NOT_FOUND:
+    cdef Entry* candidate = index_first(index, hash)
+    cdef Found result = NOT_FOUND
+    while candidate != NULL:
+        at[0] = candidate.at
+        if lookup_record(log, candidate.at, out, r) == DAMAGED:
+            result = DAMAGED
+        elif r.key.len == key.len and memcmp(r.key.ptr, key.ptr, key.len) == 0:
+            return FOUND
+        candidate = index_next(index, hash, candidate)
+    return result
+
+
+cdef int lookup_damaged(Log log, Location at) except -1:
+    path = os.fsdecode(log_segment(log, at.segment).path)
+    raise CorruptionError(f"the record at byte {at.offset} of {path} is damaged; write or delete its key to go on")

@@ -1,0 +1,61 @@
+from cpython.buffer cimport PyBuffer_FillInfo
+
+from crc32c import crc32c
+
+
+cdef class Window:
+    """A reusable buffer object over borrowed bytes, so that crc32c() is called without making one each time."""
+
+    cdef const uint8_t* data
+    cdef Py_ssize_t len
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, <void*>self.data, self.len, 1, flags)
+
+
+# Shared by all threads: it is filled and exported without giving up the GIL in between.
+cdef Window window = Window()
+cdef object checksum_of = crc32c
+
+
+cdef int64_t crc32c_of(const void* data, size_t n, uint32_t seed) except -1:
+    window.data = <const uint8_t*>data
+    window.len = n
+    return checksum_of(window, seed)
+
+
+cdef int record_encode(
+        uint8_t* dst, uint64_t version, uint8_t flags, Slice key, Slice value, uint32_t seed) except -1:
+    cdef uint32_t value_len = <uint32_t>value.len
+    cdef uint32_t key_len = <uint32_t>key.len | <uint32_t>flags << 24
+    memcpy(dst + 4, &version, 8)
+    memcpy(dst + 12, &value_len, 4)
+    memcpy(dst + 16, &key_len, 4)
+    if key.len:
+        memcpy(dst + RECORD_HEADER, key.ptr, key.len)
+    if value.len:
+        memcpy(dst + RECORD_HEADER + key.len, value.ptr, value.len)
+    cdef uint32_t checksum = <uint32_t>crc32c_of(dst + 4, record_size(key.len, value.len) - 4, seed)
+    memcpy(dst, &checksum, 4)
+    return 0
+
+
+cdef int record_verify(const uint8_t* data, const Record* r, uint32_t seed) except -1:
+    return r.checksum == <uint32_t>crc32c_of(data + 4, r.size - 4, seed)
+
+
+cdef int64_t record_wrong_bit(const uint8_t* data, size_t n, uint32_t seed) except? -2:
+    cdef uint32_t stored, contribution = 0x82F63B78     # of the last bit: the polynomial, reflected
+    cdef uint64_t back
+    memcpy(&stored, data, 4)
+    cdef uint32_t syndrome = stored ^ <uint32_t>crc32c_of(data + 4, n - 4, seed)
+    cdef int bit
+    for bit in range(32):
+        if syndrome == <uint32_t>1 << bit:
+            return bit                                  # the checksum itself was hit
+    # A checksum is linear: what a bit contributes depends on how many bits follow it, by one shift each.
+    for back in range(8 * <uint64_t>(n - 4)):
+        if contribution == syndrome:
+            return <int64_t>(8 * <uint64_t>n - 8 * (back // 8 + 1) + 7 - back % 8)
+        contribution = contribution >> 1 ^ (0x82F63B78 if contribution & 1 else 0)
+    return -1

@@ -1,0 +1,249 @@
+import os
+import re
+import time
+
+from libc.errno cimport EAGAIN, EEXIST, ENOENT
+from libc.stdint cimport int64_t, uint32_t
+from posix.fcntl cimport O_CREAT, O_RDONLY, O_RDWR
+
+from kvcore.bytebuf cimport ByteBuf
+from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
+from kvcore.log cimport log_manifest, log_publish, log_submit_seal
+from kvcore.replay cimport Replay, replay_data_end, replay_finish, replay_segment
+from kvcore.segment cimport (
+    SEGMENT_HEADER, SEGMENT_LIMIT, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
+
+from kvcore import manifest
+from kvcore.errors import CorruptionError, LockedError, StorageError
+
+SEGMENT_NAME = re.compile(rb"(\d{10})\.seg")
+OUR_NAMES = (b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"quarantine", b"lost+found")
+
+
+cdef class Recovered:
+    pass
+
+
+cdef Recovered recover(Files files, bytes path, uint64_t segment_size, object executor):
+    cdef Recovered result = Recovered()
+    cdef double started = time.perf_counter()
+    cdef bint made = False, fresh
+    cdef int64_t status = files.call.mkdir(files.ctx, path)
+    if status != -EEXIST:
+        files_check(status, "create directory", path)
+        made = True
+    result.lock_fd = -1
+    names = look_around(files, path)
+    fresh = b"MANIFEST" not in names
+    try:
+        take_lock(result, files, path)
+        if fresh:
+            publish_first(files, path)
+        open_log(result, files, path, segment_size, executor)
+    except BaseException:
+        if result.lock_fd >= 0:
+            if fresh:
+                undo_creation(files, path, made)
+            files.call.close(files.ctx, result.lock_fd)
+        raise
+    result.report["seconds"] = time.perf_counter() - started
+    return result
+
+
+# The names in the directory, all of them ours, and the manifest, if there is one, readable. Changes nothing.
+cdef set look_around(Files files, bytes path):
+    cdef set names = set(files_list(files, path))
+    where = os.fsdecode(path)
+    foreign = sorted(
+        name for name in names
+        if name not in OUR_NAMES and not name.startswith(b".") and not SEGMENT_NAME.fullmatch(name))
+    if foreign:
+        raise StorageError(
+            f"{where} holds files that are not kvstore's ({os.fsdecode(foreign[0])!r}); use an empty directory, or move "
+            "them elsewhere; nothing was changed")
+    if b"MANIFEST" in names:
+        read_manifest(files, path)
+    elif any(SEGMENT_NAME.fullmatch(name) for name in names):
+        raise CorruptionError(
+            f"{where} holds segments but no MANIFEST; restore it, or salvage what is left into a new directory")
+    return names
+
+
+cdef tuple read_manifest(Files files, bytes path):
+    cdef bytes name = os.path.join(path, b"MANIFEST")
+    return manifest.decode(files_read_all(files, name), os.fsdecode(name))
+
+
+cdef int take_lock(Recovered result, Files files, bytes path) except -1:
+    cdef bytes name = os.path.join(path, b"LOCK")
+    cdef bytes pid = b"%d\n" % os.getpid()
+    cdef char holder[32]
+    cdef const char* text = pid
+    cdef size_t n = len(pid)
+    cdef ssize_t got
+    cdef int fd = <int>files_check(files.call.open(files.ctx, name, O_RDWR | O_CREAT, 0o600), "open", name)
+    cdef int status = files.call.lock(files.ctx, fd)
+    if status == -EAGAIN:
+        got = files_read(files, fd, holder, sizeof(holder), 0)
+        files.call.close(files.ctx, fd)
+        owner = holder[:max(got, 0)].decode("ascii", "replace").strip() or "unknown"
+        raise LockedError(f"{os.fsdecode(path)} is already open by process {owner}; stop it, or use another directory")
+    result.lock_fd = fd
+    if status == 0:
+        status = files_write(files, fd, text, n, 0)
+    if status == 0:
+        # Written over, then cut: on a full disk the block that is there already is all it takes.
+        status = files.call.ftruncate(files.ctx, fd, n)
+    files_check(status, "lock", name)
+    return 0
+
+
+# A store without segments: opening it makes the first one, as it would after a crash at this point.
+cdef int publish_first(Files files, bytes path) except -1:
+    cdef Log log = Log()
+    log.files = files
+    log.path = path
+    log.segments = []
+    log.next_id = 1
+    log.store_id = os.urandom(16)
+    log.hash_secret = os.urandom(16)
+    return log_publish(log, log_manifest(log, [], 0))
+
+
+cdef int undo_creation(Files files, bytes path, bint made) except -1:
+    for name in files_list(files, path):
+        if name in (b"LOCK", b"MANIFEST", b"MANIFEST.tmp") or SEGMENT_NAME.fullmatch(name):
+            files.call.unlink(files.ctx, os.path.join(path, name))
+    if made:
+        files.call.rmdir(files.ctx, path)
+    return 0
+
+
+cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_size, object executor) except -1:
+    cdef Log log = Log()
+    cdef list lines
+    cdef Replay replay
+    log.files = files
+    log.path = path
+    log.segment_size = segment_size
+    log.executor = executor
+    log.buf = ByteBuf()
+    log.segments = []
+    log.full = []
+    log.store_id, log.hash_secret, log.next_id, lines = read_manifest(files, path)
+    result.log = log
+    result.index = HashIndex(log.hash_secret)
+    remove_unlisted(log, {line["id"] for line in lines})
+    for line in lines:
+        log.next_id = max(log.next_id, <uint32_t>line["id"] + 1)
+        open_segment(log, line)
+    if not any(line["state"] == "open" for line in lines):
+        log.segments.append(segment_create(files, path, log.next_id, log.store_id))
+        log.next_id += 1
+        log_publish(log, log_manifest(log, [], 0))
+    replay = Replay(log, result.index)
+    replay_all(replay)
+    choose_active(log)
+    log.last_version = max(replay.newest, *(line.get("max_version", 0) for line in lines), 0)
+    log.synced_id = replay.synced_id
+    log.synced_offset = <uint32_t>replay.synced_offset
+    result.report = {
+        "records": replay.records, "segments": len(log.segments), "torn_bytes": replay.torn_bytes,
+        "damaged_bytes": replay.damaged_bytes, "damaged_ranges": replay.damaged_ranges,
+        "lost_keys": len(replay.lost), "messages": replay.messages}
+    if log.spare is None or log.full:
+        log_submit_seal(log)
+    return 0
+
+
+cdef int remove_unlisted(Log log, set listed) except -1:
+    cdef uint32_t id
+    for name in files_list(log.files, log.path):
+        match = SEGMENT_NAME.fullmatch(name)
+        if match is None or int(match[1]) in listed:
+            continue
+        id = int(match[1])
+        log.next_id = max(log.next_id, id + 1)
+        path = os.path.join(log.path, name)
+        if file_size(log.files, path) >= SEGMENT_HEADER:
+            # Refuses when it is another store's: only what this store left behind is removed.
+            segment_open(log.files, log.path, id, log.store_id)
+        files_check(log.files.call.unlink(log.files.ctx, path), "remove", path)
+    return 0
+
+
+cdef int64_t file_size(Files files, bytes path) except -1:
+    cdef int fd = <int>files_check(files.call.open(files.ctx, path, O_RDONLY, 0), "open", path)
+    cdef int64_t size = files.call.size(files.ctx, fd)
+    files.call.close(files.ctx, fd)
+    return files_check(size, "examine", path)
+
+
+cdef int open_segment(Log log, dict line) except -1:
+    cdef bytes name = os.path.join(log.path, segment_name(line["id"]))
+    cdef Segment s
+    try:
+        s = segment_open(log.files, log.path, line["id"], log.store_id)
+    except StorageError as error:
+        if error.errno != ENOENT:
+            raise
+        raise CorruptionError(
+            f"{os.fsdecode(name)} is missing; restore it, or salvage what is left into a new directory") from None
+    if line["state"] == "sealed":
+        s.sealed = True
+        if s.allocated < <uint64_t>line["bytes"]:
+            raise CorruptionError(
+                f"{os.fsdecode(name)} is cut short: {s.allocated} of {line['bytes']} bytes; restore it, or salvage what is "
+                "left into a new directory")
+        s.allocated = line["bytes"]
+        s.synced = line["bytes"]
+        s.min_version = line["min_version"]
+    log.segments.append(s)
+    segment_map(s, s.allocated if s.sealed else max(s.allocated, min(log.segment_size, SEGMENT_LIMIT)))
+    return 0
+
+
+# Oldest first: sealed segments by the age of their records, then the open ones as they were written.
+cdef int replay_all(Replay replay) except -1:
+    cdef Log log = replay.log
+    cdef Segment s
+    cdef uint32_t slot
+    cdef uint64_t data_end
+    cdef list ends = [replay_data_end(replay, s) if not s.sealed else s.allocated for s in log.segments]
+    cdef object order = sorted(range(len(log.segments)), key=lambda slot: replay_key(log.segments[slot]))
+    cdef uint32_t last = max((s.id for s, data_end in zip(log.segments, ends)
+                              if not s.sealed and data_end > SEGMENT_HEADER), default=0)
+    for slot in order:
+        s = log.segments[slot]
+        data_end = ends[slot]
+        s.flushed = SEGMENT_HEADER
+        replay_segment(replay, slot, data_end, s.id == last)
+        if s.sealed:
+            segment_seal(s)
+            if s.id > replay.synced_id:
+                replay.synced_id = s.id
+                replay.synced_offset = s.flushed
+        elif s.allocated > s.flushed:
+            files_check(s.files.call.ftruncate(s.files.ctx, s.fd, s.flushed), "cut", s.path)
+            s.allocated = s.flushed
+        log.flushed_total += s.flushed
+    return replay_finish(replay)
+
+
+def replay_key(Segment s not None):
+    return (not s.sealed, s.min_version if s.sealed else 0, s.id)
+
+
+# The newest open segment with records is written on; older ones are full; an empty one behind it is the spare.
+cdef int choose_active(Log log) except -1:
+    cdef Segment s
+    cdef list opened = sorted((s for s in log.segments if not s.sealed), key=lambda s: s.id)
+    cdef list written = [s for s in opened if s.flushed > SEGMENT_HEADER]
+    log.active = written[len(written) - 1] if written else opened[0]
+    log.active_slot = <uint32_t>log.segments.index(log.active)
+    for s in opened:
+        if s.id > log.active.id and log.spare is None:
+            log.spare = s
+        elif s is not log.active:
+            log.full.append(s)
+    return 0

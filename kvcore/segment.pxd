@@ -1,0 +1,66 @@
+"""One segment file: its header, its read-only mapping, guarded reads of it. docs/format.md ("Segment").
+
+     0        64                    flushed            allocated
+     | header | records ...            | zeros taken ahead |
+
+A segment is written through its descriptor and read through its mapping. Mapped bytes are only touched inside a guard
+(guard.h), so that a page gone under the mapping is an error of one read. The mapping reaches beyond the end of the file
+from the start, for the file to grow under it.
+
+Thread: the owner's, but for segment_copy and segment_key_equal, which any thread may call while the segment is referenced.
+"""
+from libc.stdint cimport uint32_t, uint64_t
+
+from kvcore.files cimport Files
+from kvcore.types cimport uint8_t
+
+
+cdef enum:
+    SEGMENT_HEADER = 64
+    SEGMENT_FORMAT = 1
+
+cdef uint64_t SEGMENT_LIMIT     # bytes: offsets fit 32 bits
+
+
+cdef class Segment:
+    cdef Files files
+    cdef readonly bytes path
+    cdef readonly uint32_t id
+    cdef int fd                     # -1 once sealed and no longer needed for writing or syncing
+    cdef int pins                   # jobs that use fd right now
+    cdef uint32_t seed
+    cdef const uint8_t* map
+    cdef size_t mapped
+    cdef readonly uint64_t flushed  # bytes of header and whole records in the file
+    cdef uint64_t allocated         # size of the file
+    cdef uint64_t synced            # bytes known to be on the disk
+    cdef readonly bint sealed
+    cdef readonly uint64_t dead     # bytes of records that no longer count
+    cdef readonly uint64_t records
+    cdef readonly uint64_t min_version
+    cdef readonly uint64_t max_version
+
+
+# Make the file with its header, durable with its name. Raises StorageError; nothing is left behind then.
+cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes store_id)
+
+# Open an existing file and check its header. Raises StorageError, CorruptionError.
+cdef Segment segment_open(Files files, bytes directory, uint32_t id, bytes store_id)
+
+cdef bytes segment_name(uint32_t id)
+
+# Make sure that bytes up to `end` are mapped. Raises StorageError.
+cdef int segment_map(Segment s, uint64_t end) except -1
+
+# Sealing is over: no more writes. The descriptor closes when its last pin goes.
+cdef void segment_seal(Segment s) noexcept
+cdef void segment_unpin(Segment s) noexcept
+
+# Copy n bytes from offset. 0, or -1 when they cannot be read.
+cdef int segment_copy(Segment s, uint64_t offset, void* dst, size_t n) noexcept nogil
+
+# Does the record at offset hold this key, by its bytes alone? 1, 0, or -1 when they cannot be read.
+cdef int segment_key_equal(Segment s, uint64_t offset, const uint8_t* key, size_t n) noexcept nogil
+
+# Open descriptors and mappings of all segments of the process: what the tests balance.
+cdef long segments_open

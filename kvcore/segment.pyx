@@ -1,0 +1,160 @@
+import os
+
+from libc.errno cimport ENOMEM
+from libc.stdint cimport int64_t
+from libc.string cimport memcmp, memcpy, memset
+from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
+
+from kvcore.files cimport files_check, files_read, files_write
+from kvcore.record cimport RECORD_HEADER, crc32c_of
+
+from kvcore.errors import CorruptionError
+
+
+cdef extern from "guard.h" nogil:
+    int kv_guard_install()
+    int kv_guard_copy(void* dst, const void* src, size_t n)
+    int kv_guard_key_equal(const uint8_t* record, const void* key, size_t n)
+
+
+SEGMENT_LIMIT = 0xFFFFFFFF
+cdef bytes MAGIC = b"kvseg\r\n\x1a"
+segments_open = 0
+
+if kv_guard_install() != 0:
+    raise OSError("cannot install a handler for SIGBUS")
+
+
+cdef class Segment:
+    """One segment file of a store. Made by the engine only."""
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        global segments_open
+        if self.files is None:
+            return
+        if self.fd >= 0:
+            self.files.call.close(self.files.ctx, self.fd)
+            segments_open -= 1
+        if self.map != NULL:
+            self.files.call.unmap(self.files.ctx, self.map, self.mapped)
+            segments_open -= 1
+
+
+def open_count():
+    """Descriptors and mappings of segments that are open in this process (int); 0 when every store is closed."""
+    return segments_open
+
+
+cdef bytes segment_name(uint32_t id):
+    return b"%010d.seg" % id
+
+
+cdef Segment new_segment(Files files, bytes directory, uint32_t id, int flags, str what):
+    global segments_open
+    cdef Segment s = Segment()
+    s.files = files
+    s.id = id
+    s.path = os.path.join(directory, segment_name(id))
+    s.fd = <int>files_check(files.call.open(files.ctx, s.path, flags, 0o600), what, s.path)
+    segments_open += 1
+    s.min_version = <uint64_t>-1
+    return s
+
+
+cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes store_id):
+    cdef Segment s = new_segment(files, directory, id, O_RDWR | O_CREAT | O_EXCL, "create")
+    cdef int result
+    cdef const char* directory_path = directory
+    cdef uint8_t header[SEGMENT_HEADER]
+    cdef uint32_t word = SEGMENT_FORMAT
+    cdef uint64_t wide = id
+    cdef const char* raw = store_id
+    memset(header, 0, SEGMENT_HEADER)
+    memcpy(header, <const char*>MAGIC, 8)
+    memcpy(header + 8, &word, 4)
+    memcpy(header + 16, &wide, 8)
+    memcpy(header + 24, raw, 16)
+    s.seed = int.from_bytes(os.urandom(4), "little")
+    memcpy(header + 40, &s.seed, 4)
+    word = <uint32_t>crc32c_of(header, SEGMENT_HEADER - 4, 0)
+    memcpy(header + 60, &word, 4)
+    with nogil:
+        result = files_write(files, s.fd, header, SEGMENT_HEADER, 0)
+        if result == 0:
+            result = files.call.fdatasync(files.ctx, s.fd)
+        if result == 0:
+            result = files.call.fsync_dir(files.ctx, directory_path)
+    if result < 0:
+        files.call.unlink(files.ctx, s.path)
+        files_check(result, "create", s.path)
+    s.flushed = s.allocated = s.synced = SEGMENT_HEADER
+    return s
+
+
+cdef Segment segment_open(Files files, bytes directory, uint32_t id, bytes store_id):
+    cdef Segment s = new_segment(files, directory, id, O_RDWR, "open")
+    cdef uint8_t header[SEGMENT_HEADER]
+    cdef uint32_t word
+    cdef uint64_t wide
+    cdef str name = os.fsdecode(s.path)
+    s.allocated = files_check(files.call.size(files.ctx, s.fd), "examine", s.path)
+    cdef int64_t got = files_check(files_read(files, s.fd, header, SEGMENT_HEADER, 0), "read", s.path)
+    if got < SEGMENT_HEADER:
+        raise CorruptionError(
+            f"segment {name} is cut short: {got} bytes; restore it, or salvage what is left into a new directory")
+    memcpy(&word, header + 60, 4)
+    if memcmp(header, <const char*>MAGIC, 8) != 0 or word != <uint32_t>crc32c_of(header, SEGMENT_HEADER - 4, 0):
+        raise CorruptionError(
+            f"the header of segment {name} is damaged; restore it, or salvage what is left into a new directory")
+    memcpy(&wide, header + 16, 8)
+    if header[24:40] != store_id or wide != id:
+        raise CorruptionError(f"segment {name} belongs to another store; move it elsewhere")
+    memcpy(&s.seed, header + 40, 4)
+    return s
+
+
+cdef int segment_map(Segment s, uint64_t end) except -1:
+    global segments_open
+    cdef const uint8_t* address
+    if end <= s.mapped:
+        return 0
+    address = s.files.call.map(s.files.ctx, s.fd, end)
+    if address == NULL:
+        files_check(-ENOMEM, "map", s.path)
+    if s.map != NULL:
+        s.files.call.unmap(s.files.ctx, s.map, s.mapped)
+        segments_open -= 1
+    s.map = address
+    s.mapped = end
+    segments_open += 1
+    return 0
+
+
+cdef void segment_seal(Segment s) noexcept:
+    s.sealed = True
+    s.pins += 1
+    segment_unpin(s)
+
+
+cdef void segment_unpin(Segment s) noexcept:
+    global segments_open
+    s.pins -= 1
+    if s.pins == 0 and s.sealed and s.fd >= 0:
+        s.files.call.close(s.files.ctx, s.fd)
+        s.fd = -1
+        segments_open -= 1
+
+
+cdef int segment_copy(Segment s, uint64_t offset, void* dst, size_t n) noexcept nogil:
+    if offset > s.mapped or n > s.mapped - offset:
+        return -1
+    return kv_guard_copy(dst, s.map + offset, n)
+
+
+cdef int segment_key_equal(Segment s, uint64_t offset, const uint8_t* key, size_t n) noexcept nogil:
+    if offset > s.mapped or RECORD_HEADER + n > s.mapped - offset:
+        return -1
+    return kv_guard_key_equal(s.map + offset, key, n)

@@ -1,0 +1,59 @@
+"""The Store: what kvnet, and Python programs, hold of the engine. Free functions with the handle first.
+
+Ownership: a Slice passed in is borrowed until the function returns. Results are appended to the caller's ByteBuf.
+Thread: the owner's alone.
+Errors: every function raises on failure (ClosedError, UsageError, StorageError and its kinds, MemoryError) and has then
+changed nothing, except store_flush, which see.
+Durability: put and delete change the buffer only. What was put before a store_flush that returned survives the end of
+the process; before a sync_job that succeeded, the end of the power.
+"""
+from libc.stdint cimport int64_t, uint64_t
+
+from kvcore.bytebuf cimport ByteBuf
+from kvcore.hashindex cimport HashIndex
+from kvcore.log cimport Log
+from kvcore.types cimport Location, Slice
+
+
+cdef class Store:
+    cdef object __weakref__
+    cdef Log log
+    cdef HashIndex index
+    cdef ByteBuf scratch
+    cdef ByteBuf undo                   # of Change: what to take back when the buffer cannot be written
+    cdef int lock_fd
+    cdef bint closed
+    cdef bint autoflush
+    cdef object syncer
+    cdef uint64_t value_limit
+    cdef uint64_t flushes
+    cdef uint64_t damaged_reads
+    cdef readonly str fsync
+    cdef readonly dict recovery
+
+
+# Append the value of `key` to out. 1, or 0 when there is no such key. Raises CorruptionError when its record is damaged.
+cdef int store_get(Store s, Slice key, ByteBuf out) except -1
+
+# Set key to value. Raises UsageError for an empty or over-long key or value.
+cdef int store_put(Store s, Slice key, Slice value) except -1
+
+# Remove key. 1, or 0 when there was none.
+cdef int store_delete(Store s, Slice key) except -1
+
+# Hand everything put and deleted so far to the kernel. When that fails (StorageError), all of it since the last flush is
+# taken back: the store is what it was then.
+cdef int store_flush(Store s) except -1
+
+# How many flushes have succeeded: a change tells the caller that store_put flushed on its own, to begin a new segment.
+cdef uint64_t store_flushes(Store s) noexcept
+
+# Bytes put but not flushed.
+cdef size_t store_pending(Store s) noexcept
+
+# A cursor over all keys that begin with `prefix`, in byte order. A flush comes first.
+cdef object store_scan(Store s, Slice prefix)
+
+# Append the cursor's next key to `keys`, its value to `values` (either may be None). 1, or 0 at the end.
+# Raises CorruptionError for a damaged record; the next call goes on behind it.
+cdef int store_next(Store s, object cursor, ByteBuf keys, ByteBuf values) except -1

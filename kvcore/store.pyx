@@ -1,0 +1,405 @@
+import os
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.string cimport memmove
+
+from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
+from kvcore.files cimport Files, files_check
+from kvcore.hashindex cimport (
+    Entry, index_bytes, index_first, index_hash, index_insert, index_next, index_remove)
+from kvcore.log cimport (
+    Job, log_append, log_bury, log_check_writable, log_flush, log_has_room, log_mark, log_rotate, log_sync_job,
+    log_take_back, log_unbury, log_unsynced)
+from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read
+from kvcore.record cimport RECORD_TOMBSTONE, Record, record_size
+from kvcore.recovery cimport Recovered, recover
+from kvcore.scan cimport Cursor, scan_next, scan_prefix
+from kvcore.segment cimport SEGMENT_HEADER, Segment
+from kvcore.types cimport MAX_KEY_SIZE, MAX_VALUE_SIZE, slice_of
+
+from kvcore.errors import ClosedError, UsageError
+from kvcore.syncer import Syncer
+
+
+cdef enum:
+    SCRATCH_KEPT = 1 << 20              # bytes of room the scratch buffer keeps
+
+FSYNC_WORDS = ("always", "everysec", "no")
+MIN_SEGMENT_SIZE = 64 << 10
+MAX_SEGMENT_SIZE = 1 << 30
+
+
+# One change of the index that is not yet in the kernel. An empty Location (length 0) means "no entry".
+cdef struct Change:
+    uint64_t hash
+    Location before
+    Location after
+
+
+@cython.final
+@cython.no_gc_clear             # __dealloc__ needs the file table
+cdef class Store:
+    """A store opened by kvcore.open. Belongs to the thread that opened it; a context manager that closes it.
+
+    `fsync` is the word it was opened with. `recovery` tells what opening found: "seconds" (float), "records", "segments",
+    "torn_bytes", "damaged_bytes", "damaged_ranges", "lost_keys" (int), "messages" (list of str, one line each).
+    """
+
+    def __cinit__(self, path, *, fsync="everysec", autoflush=True, segment_size=64 << 20, max_value_size=64 << 20,
+                  executor=None, Files files=None):
+        self.lock_fd = -1
+        self.closed = True
+        if fsync not in FSYNC_WORDS:
+            raise UsageError(f"fsync is one of {', '.join(FSYNC_WORDS)}, not {fsync!r}")
+        if not MIN_SEGMENT_SIZE <= segment_size <= MAX_SEGMENT_SIZE:
+            raise UsageError(f"segment_size is from {MIN_SEGMENT_SIZE} to {MAX_SEGMENT_SIZE} bytes, not {segment_size}")
+        if not 0 < max_value_size <= MAX_VALUE_SIZE:
+            raise UsageError(f"max_value_size is from 1 to {MAX_VALUE_SIZE} bytes, not {max_value_size}")
+        if b"\0" in os.fsencode(path):
+            raise UsageError("a path cannot hold a NUL byte")
+        cdef Recovered opened = recover(
+            files or Files(), os.path.abspath(os.fsencode(path)), segment_size, executor)
+        self.log = opened.log
+        self.index = opened.index
+        self.lock_fd = opened.lock_fd
+        self.recovery = opened.report
+        self.fsync = fsync
+        self.autoflush = autoflush
+        self.value_limit = max_value_size
+        self.scratch = ByteBuf()
+        self.undo = ByteBuf()
+        self.closed = False
+        if fsync == "always":
+            self.sync()
+        if fsync == "everysec" and executor is None:
+            self.syncer = Syncer(self)
+
+    def __dealloc__(self):
+        # Without close(): as after the end of the process. The descriptors of segments go with the segments.
+        if self.lock_fd >= 0:
+            self.log.files.call.close(self.log.files.ctx, self.lock_fd)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def __len__(self):
+        check_open(self)
+        return self.index.count
+
+    @property
+    def state(self):
+        """One word (str). ok; full: the last write found no space; read-only: a durability step failed, writing has
+        ended; closed.
+        """
+        if self.closed:
+            return "closed"
+        return "read-only" if self.log.broken is not None else "full" if self.log.full_disk else "ok"
+
+    @property
+    def reason(self):
+        """Why the store is read-only (str), or None."""
+        return None if self.closed else self.log.broken
+
+    def get(self, bytes key not None, default=None):
+        """Return the value of `key` (bytes), or `default`.
+
+        Raises CorruptionError when the record is damaged, ClosedError after close.
+        """
+        cdef Record r
+        if read(self, view(key), self.scratch, &r) == 0:
+            return default
+        cdef bytes value = r.value.ptr[:r.value.len]
+        bytebuf_clear(self.scratch, SCRATCH_KEPT)
+        return value
+
+    def put(self, bytes key not None, bytes value not None):
+        """Set `key` (bytes, 1 to 102,400) to `value` (bytes). On return it is as durable as the fsync word says.
+
+        Raises UsageError for a key or value of a wrong size, StorageError when it cannot be kept, ReadOnlyError,
+        ClosedError. The old value is then unchanged.
+        """
+        store_put(self, view(key), view(value))
+        after_write(self)
+
+    def delete(self, bytes key not None):
+        """Remove `key`; return whether it was there (bool). Raises as put does."""
+        cdef bint there = store_delete(self, view(key))
+        if there:
+            after_write(self)
+        return there
+
+    def keys(self, bytes prefix not None=b""):
+        """Iterate over the keys (bytes) that begin with `prefix`, in byte order. Raises CorruptionError, ClosedError."""
+        for key, _ in self.items(prefix):
+            yield key
+
+    def items(self, bytes prefix not None=b""):
+        """Iterate over (key, value) pairs of bytes, by key. Raises CorruptionError, ClosedError."""
+        cursor = store_scan(self, view(prefix))
+        key = ByteBuf()
+        value = ByteBuf()
+        while store_next(self, cursor, key, value):
+            yield bytes(key), bytes(value)
+            bytebuf_clear(key, SCRATCH_KEPT)
+            bytebuf_clear(value, SCRATCH_KEPT)
+
+    def flush(self):
+        """Hand everything written to the kernel. Raises StorageError; what was not flushed is then taken back."""
+        store_flush(self)
+
+    def sync(self):
+        """Put everything written on the disk. Raises StorageError, ReadOnlyError."""
+        store_flush(self)
+        job = self.sync_job()
+        if job is not None:
+            job.run()
+            job.finish()
+
+    def sync_job(self):
+        """A Job that puts all that is flushed on the disk; None when it is there already.
+
+        job.run() may be called on any thread, job.finish() (raises StorageError) on this one afterwards.
+        """
+        check_open(self)
+        return log_sync_job(self.log)
+
+    @property
+    def unsynced(self):
+        """Bytes that are in the kernel but not yet proven to be on the disk (int)."""
+        check_open(self)
+        return log_unsynced(self.log)
+
+    def close(self):
+        """Flush, sync, give back the space taken ahead and let the directory go. Closing twice is no error.
+
+        Raises StorageError when the last of it could not be made durable; the store is closed all the same.
+        """
+        if self.closed:
+            return
+        if self.syncer is not None:
+            self.syncer.stop()
+        try:
+            if self.log.broken is None:
+                self.sync()
+            finish_jobs(self)
+            give_back(self)
+        finally:
+            self.closed = True
+            self.log.files.call.close(self.log.files.ctx, self.lock_fd)
+            self.lock_fd = -1
+            self.log = None
+            self.index = None
+
+    def stats(self):
+        """Counts and sizes (dict of str to int): keys, segments, sizes in bytes, and totals since opening."""
+        check_open(self)
+        cdef Segment segment
+        cdef uint64_t used = 0, dead = 0, allocated = 0
+        for segment in self.log.segments:
+            used += segment.flushed - SEGMENT_HEADER
+            dead += segment.dead
+            allocated += max(segment.allocated, segment.flushed)
+        used += self.log.buf.len
+        dead += self.log.buf_dead
+        return {
+            "keys": self.index.count, "segments": len(self.log.segments), "live_bytes": used - dead, "dead_bytes": dead,
+            "disk_bytes": allocated, "index_bytes": index_bytes(self.index), "unsynced_bytes": self.unsynced,
+            "flushes": self.flushes, "damaged_reads": self.damaged_reads}
+
+
+cdef inline Slice view(bytes data) noexcept:
+    return slice_of(PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
+
+
+cdef inline int check_open(Store s) except -1:
+    if s.closed:
+        raise ClosedError("the store is closed")
+    return 0
+
+
+cdef int check_sizes(Store s, Slice key, Slice value) except -1:
+    if not 0 < key.len <= MAX_KEY_SIZE:
+        raise UsageError(f"a key has 1 to {MAX_KEY_SIZE} bytes, not {key.len}")
+    if value.len > s.value_limit:
+        raise UsageError(f"a value has at most {s.value_limit} bytes, not {value.len}")
+    return 0
+
+
+# What the library promises when put and delete return; kvnet does this for a chunk of commands at once.
+cdef int after_write(Store s) except -1:
+    if s.autoflush:
+        store_flush(s)
+        if s.fsync == "always":
+            s.sync()
+        elif s.syncer is not None:
+            s.syncer.throttle()
+    return 0
+
+
+# Read `key`'s record to the end of out, where r points; out.len does not move.
+cdef int read(Store s, Slice key, ByteBuf out, Record* r) except -1:
+    cdef Location at
+    check_open(s)
+    found = lookup_read(s.index, s.log, index_hash(s.index, key.ptr, key.len), key, out, r, &at)
+    if found == DAMAGED:
+        s.damaged_reads += 1
+        lookup_damaged(s.log, at)
+    return found == FOUND
+
+
+cdef int store_get(Store s, Slice key, ByteBuf out) except -1:
+    cdef Record r
+    if read(s, key, out, &r) == 0:
+        return 0
+    # The whole record stands behind the content: the value moves to its front.
+    memmove(out.data + out.len, r.value.ptr, r.value.len)
+    out.len += r.value.len
+    return 1
+
+
+# Make sure that a record of this size, and the note of its change, have room. After this, nothing but memory can fail.
+cdef int make_room(Store s, size_t size) except -1:
+    check_open(s)
+    log_check_writable(s.log)
+    if not log_has_room(s.log, size):
+        store_flush(s)
+        log_rotate(s.log)
+    log_mark(s.log)
+    bytebuf_reserve(s.undo, sizeof(Change))
+    return 0
+
+
+cdef void note_change(Store s, uint64_t hash, Location before, Location after) noexcept:
+    # make_room has reserved the place.
+    cdef Change* change = <Change*>(s.undo.data + s.undo.len)
+    change.hash = hash
+    change.before = before
+    change.after = after
+    s.undo.len += sizeof(Change)
+
+
+cdef int store_put(Store s, Slice key, Slice value) except -1:
+    cdef uint64_t hash
+    cdef Entry* entry = NULL
+    cdef Location at
+    cdef Location before = Location(0, 0, 0)
+    check_sizes(s, key, value)
+    make_room(s, record_size(key.len, value.len))
+    hash = index_hash(s.index, key.ptr, key.len)
+    found = lookup_entry(s.index, s.log, hash, key, s.scratch, &entry)
+    log_append(s.log, 0, key, value, &at)
+    if found == NOT_FOUND:
+        try:
+            index_insert(s.index, hash, at)
+        except MemoryError:
+            log_take_back(s.log, at.length)
+            raise
+    else:
+        # A damaged record that may be this key's is replaced as well: writing heals.
+        before = entry.at
+        entry.at = at
+        log_bury(s.log, before)
+    note_change(s, hash, before, at)
+    return 0
+
+
+cdef int store_delete(Store s, Slice key) except -1:
+    cdef uint64_t hash
+    cdef Entry* entry = NULL
+    cdef Location at, before
+    check_open(s)
+    hash = index_hash(s.index, key.ptr, key.len)
+    if lookup_entry(s.index, s.log, hash, key, s.scratch, &entry) == NOT_FOUND:
+        return 0
+    make_room(s, record_size(key.len, 0))
+    log_append(s.log, RECORD_TOMBSTONE, key, slice_of(NULL, 0), &at)
+    before = entry.at
+    index_remove(s.index, hash, entry)
+    log_bury(s.log, before)
+    at.length = 0
+    note_change(s, hash, before, at)
+    return 1
+
+
+cdef int store_flush(Store s) except -1:
+    check_open(s)
+    if s.log.buf.len == 0:
+        return 0
+    try:
+        log_flush(s.log)
+    except BaseException:
+        take_back(s)
+        raise
+    s.flushes += 1
+    bytebuf_clear(s.undo, SCRATCH_KEPT)
+    return 0
+
+
+cdef uint64_t store_flushes(Store s) noexcept:
+    return s.flushes
+
+
+cdef size_t store_pending(Store s) noexcept:
+    return 0 if s.closed else s.log.buf.len
+
+
+# The buffer could not be written: give every key back the record it had before.
+cdef int take_back(Store s) except -1:
+    cdef Change* change = <Change*>s.undo.data
+    cdef size_t i = s.undo.len // sizeof(Change)
+    cdef Entry* entry
+    while i > 0:
+        i -= 1
+        if change[i].before.length:
+            log_unbury(s.log, change[i].before)
+        if change[i].after.length == 0:
+            index_insert(s.index, change[i].hash, change[i].before)
+            continue
+        entry = index_first(s.index, change[i].hash)
+        while entry.at.segment != change[i].after.segment or entry.at.offset != change[i].after.offset:
+            entry = index_next(s.index, change[i].hash, entry)
+        if change[i].before.length:
+            entry.at = change[i].before
+        else:
+            index_remove(s.index, change[i].hash, entry)
+    bytebuf_clear(s.undo, SCRATCH_KEPT)
+    return 0
+
+
+cdef object store_scan(Store s, Slice prefix):
+    store_flush(s)
+    return scan_prefix(s.index, s.log, prefix)
+
+
+cdef int store_next(Store s, object cursor, ByteBuf keys, ByteBuf values) except -1:
+    cdef Record r
+    check_open(s)
+    if scan_next(<Cursor?>cursor, s.scratch, &r) == 0:
+        return 0
+    if keys is not None:
+        bytebuf_append(keys, r.key.ptr, r.key.len)
+    if values is not None:
+        bytebuf_append(values, r.value.ptr, r.value.len)
+    bytebuf_clear(s.scratch, SCRATCH_KEPT)
+    return 1
+
+
+# Wait for the sealing that is under way: its segment must not be synced or cut after the directory was let go.
+cdef int finish_jobs(Store s) except -1:
+    cdef Job job = s.log.seal_job
+    if job is not None:
+        job.run()
+        job.finish()
+    return 0
+
+
+cdef int give_back(Store s) except -1:
+    cdef Segment active = s.log.active
+    if active.allocated > active.flushed:
+        files_check(s.log.files.call.ftruncate(s.log.files.ctx, active.fd, active.flushed), "cut", active.path)
+        active.allocated = active.flushed
+    return 0
