@@ -84,8 +84,11 @@ cdef void log_take_back(Log log, size_t size) noexcept
 # Put a mark into the buffer, if one is due.
 cdef int log_mark(Log log) except -1
 
-# Hand the buffer to the kernel. Raises StorageError; then the file ends where it did before, and the buffer is empty.
+# Hand the buffer to the kernel. Raises StorageError; then the file ends where it did before, and the buffer stands.
 cdef int log_flush(Log log) except -1
+
+# Empty the buffer.
+cdef void log_drop(Log log) noexcept
 
 # Go on in the next segment. The buffer must be empty. Raises StorageError; then nothing has changed.
 cdef int log_rotate(Log log) except -1

@@ -10,7 +10,7 @@ from kvcore.files cimport files_check, files_replace, files_write
 from kvcore.record cimport MARK_SIZE, RECORD_HEADER, RECORD_MARK, RECORD_TOMBSTONE, record_encode, record_size
 from kvcore.types cimport slice_of
 from kvcore.segment cimport (
-    SEGMENT_HEADER, SEGMENT_LIMIT, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal,
+    SEGMENT_HEADER, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal,
     segment_unpin)
 
 from kvcore import manifest
@@ -119,19 +119,16 @@ cdef int log_flush(Log log) except -1:
     cdef Segment active = log.active
     cdef uint64_t end = active.flushed + log.buf.len
     cdef int result, cut
-    cdef uint64_t records = log.buf_records, dead = log.buf_dead
     if log.buf.len == 0:
         return 0
     log_check_writable(log)
     segment_map(active, end)
     take_ahead(log, end)
     result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
-    log.buf_records = log.buf_dead = 0
     if result < 0:
         # Part of it may be in the file: cut it off again, or the next record would follow half a record.
         cut = log.files.call.ftruncate(log.files.ctx, active.fd, active.flushed)
         active.allocated = active.flushed
-        bytebuf_clear(log.buf, BUFFER_KEPT)
         if cut < 0:
             break_log(log, f"{os.fsdecode(active.path)} could not be cut after a failed write: {os.strerror(-cut)}")
         elif -result not in NO_SPACE:
@@ -141,13 +138,19 @@ cdef int log_flush(Log log) except -1:
     log.full_disk = False
     log.flushed_total += log.buf.len
     active.flushed = end
-    active.records += records
-    active.dead += dead
+    active.records += log.buf_records
+    active.dead += log.buf_dead
     active.min_version = min(active.min_version, log.buf_first)
     active.max_version = log.last_version
     active.allocated = max(active.allocated, end)
-    bytebuf_clear(log.buf, BUFFER_KEPT)
+    log_drop(log)
     return 0
+
+
+cdef void log_drop(Log log) noexcept:
+    log.buf_records = 0
+    log.buf_dead = 0
+    bytebuf_clear(log.buf, BUFFER_KEPT)
 
 
 cdef int log_rotate(Log log) except -1:
@@ -304,7 +307,7 @@ cdef class SealJob(Job):
                 raise ReadOnlyError(error.strerror) from error
         if self.made_id and self.made is None:
             self.made = segment_create(self.log.files, self.log.path, self.made_id, self.log.store_id)
-            segment_map(self.made, min(self.log.segment_size, SEGMENT_LIMIT))
+            segment_map(self.made, self.log.segment_size)
         log_publish(self.log, self.manifest)
         return 0
 

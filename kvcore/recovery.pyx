@@ -11,7 +11,7 @@ from kvcore.files cimport files_check, files_list, files_read, files_read_all, f
 from kvcore.log cimport log_manifest, log_publish, log_submit_seal
 from kvcore.replay cimport Replay, replay_data_end, replay_finish, replay_segment
 from kvcore.segment cimport (
-    SEGMENT_HEADER, SEGMENT_LIMIT, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
+    SEGMENT_HEADER, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
 
 from kvcore import manifest
 from kvcore.errors import CorruptionError, LockedError, StorageError
@@ -122,6 +122,7 @@ cdef int undo_creation(Files files, bytes path, bint made) except -1:
 cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_size, object executor) except -1:
     cdef Log log = Log()
     cdef list lines
+    cdef Segment first
     cdef Replay replay
     log.files = files
     log.path = path
@@ -138,7 +139,9 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
         log.next_id = max(log.next_id, <uint32_t>line["id"] + 1)
         open_segment(log, line)
     if not any(line["state"] == "open" for line in lines):
-        log.segments.append(segment_create(files, path, log.next_id, log.store_id))
+        first = segment_create(files, path, log.next_id, log.store_id)
+        segment_map(first, segment_size)
+        log.segments.append(first)
         log.next_id += 1
         log_publish(log, log_manifest(log, [], 0))
     replay = Replay(log, result.index)
@@ -199,7 +202,7 @@ cdef int open_segment(Log log, dict line) except -1:
         s.synced = line["bytes"]
         s.min_version = line["min_version"]
     log.segments.append(s)
-    segment_map(s, s.allocated if s.sealed else max(s.allocated, min(log.segment_size, SEGMENT_LIMIT)))
+    segment_map(s, s.allocated if s.sealed else max(s.allocated, log.segment_size))
     return 0
 
 

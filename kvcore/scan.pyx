@@ -18,6 +18,10 @@ cdef int by_key(const void* a, const void* b) noexcept nogil:
     return order if order else (x.len > y.len) - (x.len < y.len)
 
 
+cdef inline bint begins_with(Slice key, Slice prefix) noexcept nogil:
+    return prefix.len == 0 or (key.len >= prefix.len and memcmp(key.ptr, prefix.ptr, prefix.len) == 0)
+
+
 cdef Cursor scan_prefix(HashIndex index, Log log, Slice prefix):
     cdef Cursor c = Cursor()
     cdef ByteBuf scratch = ByteBuf()
@@ -41,10 +45,10 @@ cdef Cursor scan_prefix(HashIndex index, Log log, Slice prefix):
                 continue
             if lookup_record(log, at, scratch, &r) == DAMAGED:
                 # Named, if its key as it stands belongs here or cannot be made out, when everything else has come.
-                if r.size == 0 or (r.key.len >= prefix.len and memcmp(r.key.ptr, prefix.ptr, prefix.len) == 0):
+                if r.size == 0 or begins_with(r.key, prefix):
                     c.damaged = at
                 continue
-            if r.key.len < prefix.len or memcmp(r.key.ptr, prefix.ptr, prefix.len) != 0:
+            if not begins_with(r.key, prefix):
                 continue
             bytebuf_append(c.arena, r.key.ptr, r.key.len)
             name.ptr = NULL             # the arena moves while it grows

@@ -109,6 +109,8 @@ cdef Segment segment_open(Files files, bytes directory, uint32_t id, bytes store
     if memcmp(header, <const char*>MAGIC, 8) != 0 or word != <uint32_t>crc32c_of(header, SEGMENT_HEADER - 4, 0):
         raise CorruptionError(
             f"the header of segment {name} is damaged; restore it, or salvage what is left into a new directory")
+    if s.allocated > SEGMENT_LIMIT:
+        raise CorruptionError(f"segment {name} has {s.allocated} bytes, more than a segment can; restore it")
     memcpy(&wide, header + 16, 8)
     if header[24:40] != store_id or wide != id:
         raise CorruptionError(f"segment {name} belongs to another store; move it elsewhere")

@@ -9,8 +9,8 @@ from kvcore.files cimport Files, files_check
 from kvcore.hashindex cimport (
     Entry, index_bytes, index_first, index_hash, index_insert, index_next, index_remove)
 from kvcore.log cimport (
-    Job, log_append, log_bury, log_check_writable, log_flush, log_has_room, log_mark, log_rotate, log_sync_job,
-    log_take_back, log_unbury, log_unsynced)
+    Job, log_append, log_bury, log_check_writable, log_drop, log_flush, log_has_room, log_mark, log_rotate,
+    log_sync_job, log_take_back, log_unbury, log_unsynced)
 from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read
 from kvcore.record cimport RECORD_TOMBSTONE, Record, record_size
 from kvcore.recovery cimport Recovered, recover
@@ -176,7 +176,7 @@ cdef class Store:
     def close(self):
         """Flush, sync, give back the space taken ahead and let the directory go. Closing twice is no error.
 
-        Raises StorageError when the last of it could not be made durable; the store is closed all the same.
+        Raises StorageError when that fails; the store is closed all the same. One that is read-only is only let go.
         """
         if self.closed:
             return
@@ -333,6 +333,7 @@ cdef int store_flush(Store s) except -1:
         log_flush(s.log)
     except BaseException:
         take_back(s)
+        log_drop(s.log)
         raise
     s.flushes += 1
     bytebuf_clear(s.undo, SCRATCH_KEPT)
