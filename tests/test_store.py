@@ -420,3 +420,46 @@ class NoSpaceTest(StoreCase):
         self.assertEqual(dict(store.items()), model)
         store.close()
         self.assertEqual(self.contents(), model)
+
+
+class BrokenDiskTest(StoreCase):
+    def break_segment(self):
+        """Writing and syncing the active segment fails from now on, as on a broken disk; reading goes on."""
+        path = self.segment_paths()[0]
+        fd = next(fd for fd in map(int, os.listdir("/proc/self/fd"))
+                  if os.path.realpath(f"/proc/self/fd/{fd}") == path)
+        # A pipe can be neither written at an offset (ESPIPE) nor synced (EINVAL).
+        read_end, write_end = os.pipe()
+        os.dup2(write_end, fd)
+        os.close(read_end)
+        os.close(write_end)
+
+    def test_failed_write_is_taken_back_and_ends_the_writing(self):
+        for autoflush in (True, False):
+            store = self.open(autoflush=autoflush)
+            store.put(b"a", b"1")
+            store.flush()
+            self.break_segment()
+            if not autoflush:
+                store.put(b"a", b"2")
+                store.put(b"b", b"2")
+            self.assertRaises(kvcore.StorageError, *((store.put, b"a", b"2") if autoflush else (store.flush,)))
+            self.assertEqual(store.state, "read-only")
+            self.assertIn("is read-only until it is opened again", store.reason)
+            self.assertRaises(kvcore.ReadOnlyError, store.put, b"a", b"3")
+            self.assertRaises(kvcore.ReadOnlyError, store.delete, b"a")
+            self.assertRaises(kvcore.ReadOnlyError, store.sync)
+            store.flush()
+            self.assertEqual(dict(store.items()), {b"a": b"1"})
+            store.close()
+            self.assertEqual(self.contents(), {b"a": b"1"})
+
+    def test_failed_sync_ends_the_writing_and_is_not_tried_again(self):
+        store = self.open(autoflush=False)
+        store.put(b"a", b"1")
+        store.flush()
+        self.break_segment()
+        self.assertRaises(kvcore.ReadOnlyError, store.sync)
+        self.assertRaises(kvcore.ReadOnlyError, store.sync_job)
+        self.assertEqual((store.state, store.get(b"a")), ("read-only", b"1"))
+        self.assertRaises(kvcore.ReadOnlyError, store.put, b"b", b"1")

@@ -1,0 +1,1 @@
+"""What each command does, as tables: name, shape of its arguments, flags, function."""

@@ -1,0 +1,130 @@
+import time
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+
+import kvcore
+
+cdef double[18] COMMAND_BOUNDS = [
+    1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
+cdef double[17] SYNC_BOUNDS = [64e-6 * 2 ** i for i in range(17)]
+
+OUTCOME_NAMES = ("ok", "miss", "error")
+STATES = ("ok", "full", "read-only")
+
+
+cdef void histogram_add(Histogram* h, double seconds, uint64_t n) noexcept:
+    cdef int i = 0
+    while i < h.buckets and seconds > h.bounds[i]:
+        i += 1
+    h.counts[i] += n
+    h.sum += seconds * n
+
+
+cdef tuple histogram_samples(Histogram* h):
+    cdef uint64_t total = 0
+    samples = []
+    for i in range(h.buckets):
+        total += h.counts[i]
+        samples.append((repr(h.bounds[i]), total))
+    total += h.counts[h.buckets]
+    samples.append(("+Inf", total))
+    return samples, h.sum
+
+
+cdef class Metrics:
+    """Counters of one server, from zero."""
+
+    def __cinit__(self):
+        self.commands = []
+        self.sync_seconds.bounds = SYNC_BOUNDS
+        self.sync_seconds.buckets = 17
+
+    def add_commands(self, protocol, names):
+        """Make rows for the commands `names` (str) of a front end; return the number of the first row (int)."""
+        first = len(self.commands)
+        if first + len(names) > MAX_COMMANDS:
+            raise ValueError(f"at most {MAX_COMMANDS} commands can be counted")
+        for name in names:
+            self.seconds[len(self.commands)].bounds = COMMAND_BOUNDS
+            self.seconds[len(self.commands)].buckets = 18
+            self.commands.append((protocol, name))
+        return first
+
+    def count(self, protocol, command, outcome):
+        """How often `command` ended with `outcome` ("ok", "miss", "error"): int."""
+        return self.outcomes[self.commands.index((protocol, command))][OUTCOME_NAMES.index(outcome)]
+
+    def total(self, protocol, command):
+        """How often `command` ran, whatever came of it (int)."""
+        return sum(self.count(protocol, command, outcome) for outcome in OUTCOME_NAMES)
+
+    def synced(self, seconds):
+        """Note a sync that succeeded and took `seconds` (float)."""
+        histogram_add(&self.sync_seconds, seconds, 1)
+        self.sync_good_at = time.time()
+
+
+class Collector:
+    """What prometheus_client asks when somebody scrapes. metrics: Metrics; store: kvcore.Store."""
+
+    def __init__(self, metrics, store):
+        self._metrics = metrics
+        self._store = store
+
+    def collect(self):
+        """Yield the metric families."""
+        yield from server_families(self._metrics)
+        yield from store_families(self._store)
+
+
+def server_families(Metrics m not None):
+    operations = CounterMetricFamily(
+        "kvstore_commands", "Commands executed, by front end, command and outcome.",
+        labels=("protocol", "command", "outcome"))
+    latency = HistogramMetricFamily(
+        "kvstore_command_seconds", "Time from receiving a command to handing its reply to the socket, in seconds.",
+        labels=("protocol", "command"))
+    for row, (protocol, command) in enumerate(m.commands):
+        for outcome in range(<int>OUTCOMES):
+            operations.add_metric((protocol, command, OUTCOME_NAMES[outcome]), m.outcomes[row][outcome])
+        buckets, total = histogram_samples(&m.seconds[row])
+        latency.add_metric((protocol, command), buckets, total)
+    yield operations
+    yield latency
+    buckets, total = histogram_samples(&m.sync_seconds)
+    yield HistogramMetricFamily(
+        "kvstore_fsync_seconds", "Duration of fdatasync of the log, in seconds.", buckets=buckets, sum_value=total)
+    yield CounterMetricFamily("kvstore_fsync_failures", "Syncs of the log that failed.", m.sync_failures)
+    yield GaugeMetricFamily(
+        "kvstore_last_fsync_timestamp_seconds", "Unix time of the last good sync; 0: none yet.", m.sync_good_at)
+    yield GaugeMetricFamily("kvstore_connections", "Client connections open now.", m.connections)
+    yield CounterMetricFamily("kvstore_connections_opened", "Client connections accepted.", m.connections_opened)
+    yield CounterMetricFamily(
+        "kvstore_connections_refused", "Client connections closed at once, over --max-connections.",
+        m.connections_refused)
+    yield CounterMetricFamily("kvstore_received_bytes", "Bytes received from clients.", m.received_bytes)
+    yield CounterMetricFamily("kvstore_sent_bytes", "Bytes of replies handed to sockets.", m.sent_bytes)
+
+
+def store_families(store):
+    stats = store.stats()
+    yield InfoMetricFamily("kvstore_build", "The running version.", {"version": kvcore.__version__})
+    yield GaugeMetricFamily("kvstore_keys", "Keys in the store.", stats["keys"])
+    yield GaugeMetricFamily("kvstore_live_bytes", "Bytes of log records that are some key's value.", stats["live_bytes"])
+    yield GaugeMetricFamily("kvstore_dead_bytes", "Bytes of log records that no longer count.", stats["dead_bytes"])
+    yield GaugeMetricFamily("kvstore_disk_bytes", "Bytes of all segment files.", stats["disk_bytes"])
+    yield GaugeMetricFamily("kvstore_index_bytes", "Memory of the index, in bytes.", stats["index_bytes"])
+    yield GaugeMetricFamily("kvstore_segments", "Segment files.", stats["segments"])
+    yield GaugeMetricFamily(
+        "kvstore_unsynced_bytes", "Bytes written but not yet known to be on the disk.", stats["unsynced_bytes"])
+    yield CounterMetricFamily(
+        "kvstore_damaged_reads", "Reads that met a record whose checksum does not hold.", stats["damaged_reads"])
+    yield GaugeMetricFamily(
+        "kvstore_damaged_ranges", "Damaged stretches of the log found when the store was opened.",
+        store.recovery["damaged_ranges"])
+    yield GaugeMetricFamily(
+        "kvstore_recovery_seconds", "How long opening the store took, in seconds.", store.recovery["seconds"])
+    state = GaugeMetricFamily("kvstore_state", "1 for the state the store is in.", labels=("state",))
+    for name in STATES:
+        state.add_metric((name,), store.state == name)
+    yield state

@@ -1,0 +1,47 @@
+"""One client's state: bytes in, replies out. Knows no socket.
+
+    feed(bytes) -> frame -> command -> reply    ...    flush     then take() -> bytes that may go out
+                   \\_________ a run _________/
+
+Every run ends with a flush, so that a reply that may go out is about records that are in the kernel. When the flush fails,
+the store is as it was before the run's unflushed commands; their replies are dropped and they are executed again with
+writes refused. With `hold`, replies from the first write on wait in `out` until release() or fail() is called: that is
+how a sync is waited for.
+
+        0          ready                   len
+    out | may go out | held for a sync ... |
+"""
+from libc.stdint cimport uint32_t, uint64_t
+
+from kvcore.bytebuf cimport ByteBuf
+from kvcore.types cimport uint8_t
+from kvnet.commands.text cimport TEXT_COMMANDS
+from kvnet.context cimport Context
+from kvnet.metrics cimport OUTCOMES, Metrics
+from kvnet.textwire cimport Framer
+
+
+# A moment to go back to: all commands before it are in the kernel or changed nothing.
+cdef struct Moment:
+    size_t position             # in the input
+    size_t reply                # in out
+    size_t writes               # in `writes`
+    Framer framer
+    uint32_t counts[TEXT_COMMANDS + 1][OUTCOMES]
+
+
+cdef class Session:
+    cdef Context context
+    cdef Metrics metrics
+    cdef int row                # of the first command in the metrics
+    cdef ByteBuf input          # what is not executed yet
+    cdef ByteBuf writes         # of size_t: where in out the replies of successful writes begin
+    cdef Moment now
+    cdef Moment safe
+    cdef size_t ready
+    cdef uint64_t taken         # bytes of replies that have gone out of `out`
+    cdef bint stopped           # the last run ended because enough replies wait
+    cdef bint ended             # the client will send no more
+    cdef double held_since
+    cdef uint32_t held_counts[TEXT_COMMANDS + 1]
+    cdef public bint hold       # replies to writes wait for release()

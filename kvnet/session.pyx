@@ -1,0 +1,274 @@
+from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_discard, bytebuf_truncate
+from kvcore.store cimport Store, store_flush, store_flushes, store_pending
+from kvcore.types cimport Slice, slice_of
+from kvnet.commands.text cimport (
+    FLAG_WRITES, text_commands, text_fail, text_find, text_list_more)
+from kvnet.context cimport CHALLENGE, ESCABELO, LF
+from kvnet.metrics cimport OUTCOME_ERROR, OUTCOME_OK, Outcome, histogram_add
+from kvnet.textwire cimport (
+    FRAME_LINE, FRAME_MORE, FRAME_SKIPPED, Arguments, Frame, text_arguments, text_frame, text_limit, text_word)
+
+from kvcore.errors import KVError
+from kvnet.commands.text import COMMANDS
+
+
+cdef enum:
+    FLUSH_AT = 1 << 20          # unflushed bytes after which a run flushes in between
+    REPLIES_AT = 1 << 20        # reply bytes waiting after which nothing more is executed
+    KEPT = 1 << 16              # bytes of room that buffers keep when they are empty
+    INVALID = TEXT_COMMANDS     # the row of what is no command
+
+DIALECTS = {"challenge": CHALLENGE, "escabelo": ESCABELO, "lf": LF}
+
+
+def command_rows(metrics):
+    """Make the metrics rows of this protocol, once a server; return the first (int), for Session."""
+    return metrics.add_commands("text", [name for name, _ in COMMANDS] + ["invalid"])
+
+
+cdef double clock() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+cdef class Session:
+    """One connection's commands and replies. store: kvcore.Store; metrics: Metrics; row: of command_rows();
+    dialect: one of DIALECTS; max_value_size: bytes.
+    """
+
+    def __cinit__(self, Store store not None, Metrics metrics not None, int row, dialect="challenge",
+                  size_t max_value_size=64 << 20):
+        self.context = Context()
+        self.context.store = store
+        self.context.metrics = metrics
+        self.context.dialect = DIALECTS[dialect]
+        self.context.out = ByteBuf()
+        self.context.item = ByteBuf()
+        self.metrics = metrics
+        self.row = row
+        self.input = ByteBuf()
+        self.writes = ByteBuf()
+        self.now.framer.limit = text_limit(max_value_size)
+
+    def feed(self, bytes data not None):
+        """Execute the commands that these bytes complete. What cannot run yet is kept."""
+        cdef const uint8_t* start = data
+        cdef size_t n = len(data)
+        self.metrics.received_bytes += n
+        if self.input.len == 0 and not self.stopped:
+            # The usual case: whole commands, parsed where they lie; what is left over is kept.
+            run(self, start, n)
+            bytebuf_append(self.input, start + self.now.position, n - self.now.position)
+            return
+        bytebuf_append(self.input, start, n)
+        self.resume()
+
+    def resume(self):
+        """Go on with what waits, as far as the replies not yet taken allow."""
+        run(self, self.input.data, self.input.len)
+        bytebuf_discard(self.input, self.now.position)
+        if self.input.len == 0:
+            bytebuf_clear(self.input, KEPT)
+
+    def finish(self):
+        """The client will send no more: a last command without its end is run, now or when resume() gets to it."""
+        self.ended = True
+        self.resume()
+
+    @property
+    def unfinished(self):
+        """Whether resume() has something to do once replies have been taken (bool)."""
+        return self.stopped
+
+    @property
+    def held(self):
+        """Whether replies wait for a sync (bool)."""
+        return self.ready < self.context.out.len
+
+    @property
+    def mark(self):
+        """The position behind the last reply, in bytes since the session began (int): what a sync may release."""
+        return self.taken + self.context.out.len
+
+    def take(self):
+        """Return the replies that may go out (bytes)."""
+        cdef ByteBuf out = self.context.out
+        cdef bytes data = out.data[:self.ready]
+        cdef size_t* places = <size_t*>self.writes.data
+        cdef size_t i
+        if self.ready == out.len:
+            bytebuf_clear(out, KEPT)
+        else:
+            bytebuf_discard(out, self.ready)
+        for i in range(self.writes.len // sizeof(size_t)):
+            places[i] -= self.ready
+        self.taken += self.ready
+        self.ready = 0
+        self.metrics.sent_bytes += len(data)
+        return data
+
+    def release(self, uint64_t mark):
+        """A sync covers all replies up to `mark`: they may go out, and what is held behind them without a write, too."""
+        cdef size_t* places = <size_t*>self.writes.data
+        cdef size_t done = 0, n = self.writes.len // sizeof(size_t)
+        while done < n and self.taken + places[done] < mark:
+            done += 1
+        bytebuf_discard(self.writes, done * sizeof(size_t))
+        self.ready = self.context.out.len if done == n else places[0]
+        if done == n:
+            observe(self)
+
+    def fail(self, reason):
+        """The sync failed: the held writes answer an error after all (reason: str). What else was held may go out."""
+        cdef ByteBuf out = self.context.out
+        cdef ByteBuf old = ByteBuf()
+        cdef size_t* places = <size_t*>self.writes.data
+        cdef size_t i, done = self.ready
+        bytebuf_append(old, out.data, out.len)
+        bytebuf_truncate(out, self.ready)
+        for i in range(self.writes.len // sizeof(size_t)):
+            bytebuf_append(out, old.data + done, places[i] - done)
+            text_fail(self.context, reason)
+            done = places[i] + 8        # "success\r"
+        bytebuf_append(out, old.data + done, old.len - done)
+        bytebuf_clear(self.writes, KEPT)
+        self.ready = out.len
+        observe(self)
+
+
+# Execute what is complete in the n bytes at data; now.position says how far that went.
+cdef int run(Session s, const uint8_t* data, size_t n) except -1:
+    cdef Context c = s.context
+    cdef double started = clock()
+    s.now.position = 0
+    s.now.reply = c.out.len
+    s.now.writes = s.writes.len
+    memset(s.now.counts, 0, sizeof(s.now.counts))
+    s.safe = s.now
+    c.refusing = None
+    while step(s, data, n) or not settle(s):
+        pass
+    s.stopped = c.cursor is not None or c.out.len >= REPLIES_AT
+    count(s, started)
+    return 0
+
+
+# One command, or one more part of a list. 0 when there is no more to do now.
+cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
+    cdef Context c = s.context
+    cdef size_t used
+    cdef Slice line
+    cdef Frame frame
+    s.now.reply = c.out.len
+    s.now.writes = s.writes.len
+    if store_pending(c.store) >= FLUSH_AT and not settle(s):
+        return True
+    if c.cursor is not None:
+        text_list_more(c, REPLIES_AT)
+        return c.cursor is None
+    if c.out.len >= REPLIES_AT:
+        return False
+    frame = text_frame(&s.now.framer, data + s.now.position, n - s.now.position, &used, &line)
+    if frame == FRAME_MORE and s.ended and s.now.position + used < n:
+        # The last command lacks its end.
+        line = slice_of(data + s.now.position, n - s.now.position)
+        used = line.len
+        s.now.framer.scanned = 0
+        frame = FRAME_LINE
+    if frame == FRAME_LINE:
+        execute(s, line, used)
+    else:
+        s.now.position += used
+        if frame != FRAME_MORE and frame != FRAME_SKIPPED:
+            text_fail(c, "the command is too long")
+            s.now.counts[INVALID][<int>OUTCOME_ERROR] += 1
+    return frame != FRAME_MORE
+
+
+cdef int execute(Session s, Slice line, size_t used) except -1:
+    cdef Context c = s.context
+    cdef Arguments a
+    cdef Outcome outcome = OUTCOME_ERROR
+    cdef size_t word = text_word(line), pending
+    cdef uint64_t flushes
+    cdef size_t place
+    cdef int row = text_find(slice_of(line.ptr, word))
+    if row < 0 or text_arguments(line, word, text_commands[row].shape, &a) < 0:
+        text_fail(c, "no such command" if row < 0 else "bad argument")
+        row = INVALID
+    else:
+        pending = store_pending(c.store)
+        flushes = store_flushes(c.store)
+        try:
+            outcome = text_commands[row].run(c, &a)
+        except (KVError, MemoryError) as error:
+            if store_pending(c.store) < pending and store_flushes(c.store) == flushes:
+                # What it failed at was the flush of the commands before it: they were taken back.
+                go_back(s, error)
+                return 0
+            bytebuf_truncate(c.out, s.now.reply)
+            text_fail(c, error)
+        if store_flushes(c.store) != flushes:
+            # It flushed before it began: whatever happens, the commands before it stand.
+            s.safe = s.now
+        if text_commands[row].flags & FLAG_WRITES and outcome == OUTCOME_OK and s.hold:
+            place = s.now.reply
+            bytebuf_append(s.writes, &place, sizeof(size_t))
+    s.now.counts[row][<int>outcome] += 1
+    s.now.position += used
+    return 0
+
+
+# End the run's writes: flush. False when that failed, and the run has gone back to do its commands again.
+cdef bint settle(Session s) except -1:
+    try:
+        store_flush(s.context.store)
+    except KVError as error:
+        go_back(s, error)
+        return False
+    s.now.reply = s.context.out.len
+    s.now.writes = s.writes.len
+    s.safe = s.now
+    return True
+
+
+cdef int go_back(Session s, object error) except -1:
+    s.now = s.safe
+    bytebuf_truncate(s.context.out, s.now.reply)
+    bytebuf_truncate(s.writes, s.now.writes)
+    s.context.cursor = None
+    s.context.refusing = str(error)
+    return 0
+
+
+# Enter the run's commands into the metrics, and decide which of its replies may go out.
+cdef int count(Session s, double started) except -1:
+    cdef ByteBuf out = s.context.out
+    cdef int row, outcome
+    if s.held_since == 0:
+        s.held_since = started
+    for row in range(TEXT_COMMANDS + 1):
+        for outcome in range(<int>OUTCOMES):
+            s.metrics.outcomes[s.row + row][outcome] += s.now.counts[row][outcome]
+            s.held_counts[row] += s.now.counts[row][outcome]
+    if s.writes.len == 0:
+        s.ready = out.len
+        observe(s)
+    elif s.ready < (<size_t*>s.writes.data)[0]:
+        s.ready = (<size_t*>s.writes.data)[0]
+    return 0
+
+
+cdef int observe(Session s) except -1:
+    cdef double seconds = clock() - s.held_since
+    cdef int row
+    for row in range(TEXT_COMMANDS + 1):
+        if s.held_counts[row]:
+            histogram_add(&s.metrics.seconds[s.row + row], seconds, s.held_counts[row])
+    memset(s.held_counts, 0, sizeof(s.held_counts))
+    s.held_since = 0
+    return 0
