@@ -1,0 +1,122 @@
+"""Durability of replies: which wait for a sync, and who syncs when. docs/design.md ("Replies and durability").
+
+    always     a chunk with writes waits; one flush and one fdatasync cover all that gathered meanwhile (group commit)
+    everysec   nothing waits; a sync a second in a worker thread. When the last good one is too old, writes wait as above
+    no         nothing waits, nobody syncs before the store closes
+"""
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from kvcore.errors import KVError
+
+PERIOD = 1.0  # seconds between syncs of everysec
+PATIENCE = 2.0  # seconds since the last good one after which writes wait: what a power cut may cost
+TICK = 0.25  # seconds between looks at the clock
+SHORT = 0.001  # seconds: syncs that take less are cheaper in the reactor than two thread switches
+
+log = Logger()
+
+
+class Commit:
+    """Syncs of one store. store: kvcore.Store; metrics: Metrics; reactor: provides time, threads and callLater.
+
+    `holding` (bool) is read by the protocols before they execute a chunk: whether replies to writes have to wait.
+    """
+
+    def __init__(self, store, metrics, reactor):
+        self._store = store
+        self._metrics = metrics
+        self._reactor = reactor
+        self._always = store.fsync == "always"
+        self.holding = self._always
+        self._waiting = {}  # protocol -> mark of its session, for the next sync
+        self._syncing = False
+        self._scheduled = False
+        self._idle = None  # Deferred of stop(), while a sync is under way
+        self._typical = PATIENCE  # seconds, a running mean; at first a sync is taken to be slow
+        self._started_at = self._good_at = reactor.seconds()
+        self._clock = LoopingCall(self._tick)
+        self._clock.clock = reactor
+
+    def start(self):
+        """Begin the periodic syncs of `everysec`."""
+        if self._store.fsync == "everysec":
+            self._clock.start(TICK, now=False)
+
+    def stop(self):
+        """Begin no more syncs. Returns a Deferred that fires when none is under way."""
+        if self._clock.running:
+            self._clock.stop()
+        if not self._syncing:
+            return succeed(None)
+        self._idle = Deferred()
+        return self._idle
+
+    def wait(self, protocol):
+        """Call protocol.released(mark) when all that its session has answered so far is on the disk, or .failed(reason)."""
+        self._waiting[protocol] = protocol.session.mark
+        if not self._syncing and not self._scheduled:
+            # At the end of this turn of the reactor: what the other connections sent in it joins the group.
+            self._scheduled = True
+            self._reactor.callLater(0, self._begin)
+
+    def _tick(self):
+        now = self._reactor.seconds()
+        if self._store.unsynced == 0:
+            self._good_at = now
+        elif now - self._good_at > PATIENCE:
+            self.holding = True
+        if now - self._started_at >= PERIOD - TICK / 2 and not self._syncing:
+            self._begin()
+
+    def _begin(self):
+        self._scheduled = False
+        group, self._waiting = self._waiting, {}
+        self._started_at = self._reactor.seconds()
+        try:
+            job = self._store.sync_job()
+        except KVError as error:
+            self._fail(group, error)
+            return
+        if job is None:
+            self._succeed(group)
+            return
+        self._syncing = True
+        if self._always and self._typical < SHORT:
+            job.run()
+            self._end(None, job, group)
+        else:
+            done = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), job.run)
+            done.addBoth(self._end, job, group)
+            done.addErrback(lambda failure: log.failure("the result of a sync could not be handled", failure))
+
+    def _end(self, _, job, group):
+        self._syncing = False
+        self._typical += (job.seconds - self._typical) / 4
+        try:
+            job.finish()
+        except KVError as error:
+            self._metrics.sync_failures += 1
+            log.error("a sync failed, nothing more is written: {reason}", reason=str(error))
+            self._fail(group, error)
+        else:
+            self._metrics.synced(job.seconds)
+            self._succeed(group)
+        if self._idle is not None:
+            self._idle.callback(None)
+        elif self._waiting and not self._scheduled:
+            self._begin()
+
+    def _succeed(self, group):
+        self._good_at = self._started_at
+        self.holding = self._always
+        for protocol, mark in group.items():
+            protocol.released(mark)
+
+    def _fail(self, group, error):
+        for protocol in [*group, *self._waiting]:
+            protocol.failed(str(error))
+        self._waiting.clear()

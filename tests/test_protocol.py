@@ -1,0 +1,312 @@
+"""Connections and group commit, with a clock and threads that the tests move by hand."""
+
+import os
+
+from kvnet.metrics import Metrics
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+
+from kvnet.commit import Commit
+from kvnet.protocol import TextFactory
+from tests.support import StoreCase
+
+STATUS = b"well going our operation\r"
+
+
+class HandReactor(Clock):
+    """Time and worker threads that go on when the test says so."""
+
+    def __init__(self):
+        super().__init__()
+        self.work = []
+
+    def getThreadPool(self):
+        return self
+
+    def callInThreadWithCallback(self, done, function, *args, **kwargs):
+        self.work.append((done, function, args, kwargs))
+
+    def callFromThread(self, function, *args):
+        function(*args)
+
+    def run_threads(self):
+        """Let the worker threads do what they have been given so far."""
+        work, self.work = self.work, []
+        for done, function, args, kwargs in work:
+            done(True, function(*args, **kwargs))
+
+
+class Transport(StringTransport):
+    """A socket whose buffer fills when the test says so."""
+
+    full = False
+    aborted = False
+
+    def write(self, data):
+        super().write(data)
+        if self.full:
+            self.producer.pauseProducing()
+
+    def drain(self):
+        self.full = False
+        self.producer.resumeProducing()
+
+    def abortConnection(self):
+        self.aborted = True
+
+    def taken(self):
+        data = self.value()
+        self.clear()
+        return data
+
+
+class ConnectionCase(StoreCase):
+    def serve(self, fsync="no", **options):
+        self.reactor = HandReactor()
+        self.metrics = Metrics()
+        # With an executor the store leaves the periodic sync to the Commit.
+        self.store = self.open(fsync=fsync, executor=lambda job: (job.run(), job.finish()), autoflush=False)
+        self.commit = Commit(self.store, self.metrics, self.reactor)
+        self.factory = TextFactory(self.store, self.commit, self.metrics, self.reactor, **options)
+        self.commit.start()
+        self.addCleanup(self.commit.stop)
+
+    def connect(self):
+        protocol = self.factory.buildProtocol(None)
+        transport = Transport()
+        protocol.makeConnection(transport)
+        return protocol, transport
+
+
+class ConnectionTest(ConnectionCase):
+    def test_replies_go_out_at_once(self):
+        self.serve()
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"write a|1\rread a\r")
+        self.assertEqual(transport.value(), b"success\r1\r")
+
+    def test_half_close_runs_the_last_command_and_closes(self):
+        self.serve()
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"write a|1\rread a")
+        self.assertEqual(transport.taken(), b"success\r")
+        protocol.readConnectionLost()
+        self.assertEqual(transport.taken(), b"1\r")
+        self.assertTrue(transport.disconnecting)
+
+    def test_client_that_does_not_read_is_not_read(self):
+        self.serve()
+        self.store.put(b"big", b"v" * 300_000)
+        protocol, transport = self.connect()
+        transport.full = True
+        protocol.dataReceived(b"read big\r" * 100 + b"write z|1\r")
+        self.assertEqual(transport.producerState, "paused")
+        self.assertLess(len(transport.taken()), 2_000_000)
+        self.assertIsNone(self.store.get(b"z"))
+        transport.drain()
+        self.assertEqual(transport.producerState, "producing")
+        self.assertTrue(transport.taken().endswith(b"success\r"))
+        self.assertEqual(self.store.get(b"z"), b"1")
+
+    def test_half_close_while_the_client_does_not_read(self):
+        self.serve()
+        self.store.put(b"big", b"v" * 600_000)
+        protocol, transport = self.connect()
+        transport.full = True
+        protocol.dataReceived(b"read big\r" * 5 + b"status")
+        protocol.readConnectionLost()
+        self.assertFalse(transport.disconnecting)
+        transport.drain()
+        self.assertTrue(transport.value().endswith(STATUS))
+        self.assertEqual(transport.value().count(b"\r"), 6)
+        self.assertTrue(transport.disconnecting)
+
+    def test_maximum_of_connections(self):
+        self.serve(max_connections=2)
+        first, _ = self.connect()
+        self.connect()
+        self.assertIsNone(self.factory.buildProtocol(None))
+        self.assertEqual((self.metrics.connections, self.metrics.connections_refused), (2, 1))
+        first.connectionLost(None)
+        self.connect()
+        self.assertEqual((self.metrics.connections, self.metrics.connections_opened), (2, 3))
+
+    def test_idle_connection_is_closed_and_a_busy_one_is_not(self):
+        self.serve(idle_timeout=60)
+        _, idle = self.connect()
+        protocol, busy = self.connect()
+        self.reactor.advance(40)
+        protocol.dataReceived(b"status\r")
+        self.reactor.advance(40)
+        self.assertTrue(idle.disconnecting)
+        self.assertFalse(busy.disconnecting)
+        protocol.connectionLost(None)
+        self.assertEqual([call for call in self.reactor.getDelayedCalls() if call.getTime() > 100], [])
+
+    def test_drain_waits_for_replies_and_closings(self):
+        self.serve(fsync="always")
+        protocol, transport = self.connect()
+        idle, idle_transport = self.connect()
+        protocol.dataReceived(b"write a|1\r")
+        drained = self.factory.drain()
+        self.assertTrue(idle_transport.disconnecting)
+        self.assertFalse(transport.disconnecting)
+        idle.connectionLost(None)
+        self.reactor.advance(0)
+        self.reactor.run_threads()
+        self.assertEqual(transport.value(), b"success\r")
+        self.assertTrue(transport.disconnecting)
+        self.assertNoResult(drained)
+        protocol.connectionLost(None)
+        self.successResultOf(drained)
+        self.successResultOf(self.factory.drain())
+
+    def test_abort_cuts_what_is_left(self):
+        self.serve()
+        _, transport = self.connect()
+        self.factory.abort()
+        self.assertTrue(transport.aborted)
+
+
+class GroupCommitTest(ConnectionCase):
+    def test_no_reply_to_a_write_before_its_sync(self):
+        self.serve(fsync="always")
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"status\rwrite a|1\rstatus\r")
+        self.assertEqual(transport.taken(), STATUS)
+        self.reactor.advance(0)
+        self.assertEqual(transport.taken(), b"")
+        self.assertGreater(self.store.unsynced, 0)
+        self.reactor.run_threads()
+        self.assertEqual(transport.taken(), b"success\r" + STATUS)
+        self.assertEqual(self.store.unsynced, 0)
+
+    def test_one_sync_covers_a_turn_and_the_next_what_came_meanwhile(self):
+        self.serve(fsync="always")
+        clients = [self.connect() for _ in range(3)]
+        for i in (0, 1):
+            clients[i][0].dataReceived(b"write k%d|1\r" % i)
+        self.reactor.advance(0)
+        self.assertEqual(len(self.reactor.work), 1)
+        clients[0][0].dataReceived(b"write again|1\r")
+        clients[2][0].dataReceived(b"write k2|1\r")
+        self.reactor.advance(0)
+        self.assertEqual(len(self.reactor.work), 1)
+        self.reactor.run_threads()
+        self.assertEqual([transport.taken() for _, transport in clients], [b"success\r", b"success\r", b""])
+        self.reactor.advance(0)
+        self.assertEqual(len(self.reactor.work), 1)
+        self.reactor.run_threads()
+        self.assertEqual([transport.taken() for _, transport in clients], [b"success\r", b"", b"success\r"])
+        self.assertEqual((self.store.unsynced, self.reactor.work), (0, []))
+
+    def test_short_syncs_are_done_in_the_reactor(self):
+        self.serve(fsync="always")
+        self.commit._typical = 0.0001
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"write a|1\r")
+        self.assertEqual(transport.taken(), b"")
+        self.reactor.advance(0)
+        self.assertEqual((transport.taken(), self.reactor.work), (b"success\r", []))
+
+    def test_client_that_went_away_does_not_hold_up_the_others(self):
+        self.serve(fsync="always")
+        gone, _ = self.connect()
+        protocol, transport = self.connect()
+        gone.dataReceived(b"write a|1\r")
+        protocol.dataReceived(b"write b|1\r")
+        gone.connectionLost(None)
+        self.reactor.advance(0)
+        self.reactor.run_threads()
+        self.assertEqual(transport.taken(), b"success\r")
+
+    def test_failed_sync_acknowledges_nothing_and_ends_the_writing(self):
+        self.serve(fsync="always")
+        protocol, transport = self.connect()
+        later, later_transport = self.connect()
+        protocol.dataReceived(b"write a|1\rread a\r")
+        self.break_the_disk()
+        self.reactor.advance(0)
+        later.dataReceived(b"write b|1\r")
+        self.reactor.run_threads()
+        self.assertEqual(transport.taken(), b"error\r1\r")
+        self.assertEqual(later_transport.taken(), b"error\r")
+        self.assertEqual((self.store.state, self.metrics.sync_failures), ("read-only", 1))
+        later.dataReceived(b"write c|1\rread a\rdelete a\r")
+        self.assertEqual(later_transport.taken(), b"error\r1\rerror\r")
+        self.assertEqual(len(self.flushLoggedErrors()), 0)
+        self.reactor.advance(0)
+        self.assertEqual(self.reactor.work, [])
+
+    def break_the_disk(self):
+        """Make the next fdatasync of the log fail as a broken disk does; what was written before stays readable."""
+        path = self.segment_paths()[0]
+        fd = next(int(name) for name in os.listdir("/proc/self/fd")
+                  if os.path.exists(f"/proc/self/fd/{name}") and os.path.realpath(f"/proc/self/fd/{name}") == path)
+        # A pipe cannot be synced: fdatasync answers EINVAL.
+        read_end, write_end = os.pipe()
+        os.dup2(write_end, fd)
+        os.close(read_end)
+        os.close(write_end)
+
+
+class EverysecTest(ConnectionCase):
+    def test_writes_do_not_wait_and_are_synced_within_about_a_second(self):
+        self.serve(fsync="everysec")
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"write a|1\r")
+        self.assertEqual(transport.taken(), b"success\r")
+        self.assertGreater(self.store.unsynced, 0)
+        self.reactor.pump([0.25] * 4)
+        self.reactor.run_threads()
+        self.assertEqual(self.store.unsynced, 0)
+        self.assertGreater(self.metrics.sync_good_at, 0)
+
+    def test_writers_wait_while_the_last_good_sync_is_too_old(self):
+        self.serve(fsync="everysec")
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"write a|1\r")
+        self.reactor.pump([0.25] * 10)
+        self.assertEqual(len(self.reactor.work), 1)
+        transport.clear()
+        protocol.dataReceived(b"write b|1\rread b\r")
+        self.assertEqual(transport.taken(), b"")
+        reader, reader_transport = self.connect()
+        reader.dataReceived(b"read b\r")
+        self.assertEqual(reader_transport.taken(), b"1\r")
+        self.reactor.run_threads()  # the sync that was under way; it began before b was written
+        self.assertEqual(transport.taken(), b"")
+        self.reactor.run_threads()
+        self.assertEqual(transport.taken(), b"success\r1\r")
+        protocol.dataReceived(b"write c|1\r")
+        self.assertEqual(transport.taken(), b"success\r")
+
+    def test_an_idle_store_is_not_late(self):
+        self.serve(fsync="everysec")
+        self.reactor.pump([0.25] * 100)
+        self.reactor.run_threads()
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"write a|1\r")
+        self.assertEqual(transport.taken(), b"success\r")
+
+    def test_stop_waits_for_the_sync_under_way(self):
+        self.serve(fsync="everysec")
+        protocol, _ = self.connect()
+        protocol.dataReceived(b"write a|1\r")
+        self.reactor.pump([0.25] * 5)
+        stopped = self.commit.stop()
+        self.assertNoResult(stopped)
+        self.reactor.run_threads()
+        self.successResultOf(stopped)
+        self.reactor.pump([0.25] * 20)
+        self.assertEqual(self.reactor.work, [])
+
+
+class NoSyncTest(ConnectionCase):
+    def test_nobody_syncs(self):
+        self.serve(fsync="no")
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"write a|1\r")
+        self.reactor.pump([0.25] * 50)
+        self.assertEqual((transport.taken(), self.reactor.work), (b"success\r", []))
+        self.assertGreater(self.store.unsynced, 0)
