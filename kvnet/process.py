@@ -1,0 +1,98 @@
+"""What belongs to the process and not to the services in it: signals, and how a start that failed is told."""
+
+import os
+import signal
+import sys
+
+from twisted.logger import Logger
+
+log = Logger()
+
+
+class StartError(Exception):
+    """The server cannot start. The message is one line: what, where, what to do."""
+
+
+def take_over(reactor, daemonize: bool) -> None:
+    """Make the process that of a server. Called once, before twistd becomes a daemon."""
+    _stop_on_signals(reactor)
+    _report_start_errors(_DaemonReport.install(reactor) if daemonize else None)
+
+
+def _stop_on_signals(reactor) -> None:
+    """SIGTERM and SIGINT stop the reactor, once, and the process then ends with status 0.
+
+    With the reactor's own handlers twistd ends by raising the signal again.
+    """
+    stopping = False
+
+    def stop(number, frame):
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            reactor.callFromThread(reactor.stop)
+
+    def install():
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    # Now, for a signal that comes while the store is opened: the reactor then stops as soon as it runs. And
+    # again when it runs, because it has put its own handlers in place.
+    install()
+    reactor.callWhenRunning(install)
+
+
+def _report_start_errors(report) -> None:
+    """Show a StartError that nothing caught as its line alone; the interpreter then exits with status 1."""
+
+    def hook(kind, error, trace):
+        if not issubclass(kind, StartError):
+            sys.__excepthook__(kind, error, trace)
+        elif report is None:
+            # Not sys.stderr: twistd has put its log there.
+            print(f"kvstore: {error}", file=sys.__stderr__)
+        else:
+            log.critical("{error}", error=error)
+            report.send(f"kvstore: {error}\n")
+
+    sys.excepthook = hook
+
+
+class _DaemonReport:
+    """Carries the line of a StartError from the daemon to the command that started it and waits for it.
+
+    twistd has a pipe for that as well, but cuts the message at 100 bytes and wraps its repr in two lines.
+    This object stands in for sys.__stderr__, which is where the waiting parent writes them.
+    """
+
+    def __init__(self, stderr):
+        self._stderr = stderr
+        self._reader, self._writer = os.pipe()
+
+    @classmethod
+    def install(cls, reactor) -> "_DaemonReport":
+        """Put a report in the place of sys.__stderr__; it ends when the reactor runs."""
+        report = cls(sys.__stderr__)
+        sys.__stderr__ = report
+        reactor.callWhenRunning(report._close)
+        return report
+
+    def send(self, line: str) -> None:
+        """In the daemon: hand the line over."""
+        os.write(self._writer, line.encode("utf-8", "backslashreplace"))
+
+    def write(self, text: str) -> int:
+        """In the parent: show the line that the daemon sent, or twistd's text when it ended without one."""
+        os.close(self._writer)  # or the end of the pipe would never come
+        with open(self._reader, "rb") as pipe:
+            line = pipe.read().decode("utf-8")
+        return self._stderr.write(line or text)
+
+    def flush(self) -> None:
+        """As a file has it."""
+        self._stderr.flush()
+
+    def _close(self) -> None:
+        sys.__stderr__ = self._stderr
+        os.close(self._reader)
+        os.close(self._writer)

@@ -1,0 +1,180 @@
+"""The server as a process: how it is started from a shell, what it prints, how it ends."""
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import urllib.request
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvnet import tap
+from kvnet.client import Client
+from tests.daemon import KVSTORE_SERVE, TWISTD, TWISTD_FOREGROUND, Daemon, run
+
+
+class ProcessTests(SynchronousTestCase):
+    """The whole thing, as it is started from a shell."""
+
+    def setUp(self):
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir(parents=True)
+
+    def start(self, *options, **settings):
+        daemon = Daemon(self.directory, *options, **settings)
+        self.addCleanup(daemon.kill)
+        return daemon
+
+    def files(self):
+        return sorted(path.name for path in self.directory.iterdir())
+
+    def assertOneLine(self, result, *parts):
+        """Status 1, and one line about it."""
+        status, _, err = result
+        self.assertEqual(status, 1, err)
+        self.assertRegex(err, r"\Akvstore: [^\n]+\n\Z")
+        for part in parts:
+            self.assertIn(part, err)
+
+    def test_serves_on_both_families_and_stops_cleanly(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            for command in (TWISTD_FOREGROUND, KVSTORE_SERVE):
+                daemon = self.start(command=command)
+                self.assertEqual([host for host, _ in daemon.addresses["text"]], ["127.0.0.1", "::1"])
+                for host, port in daemon.addresses["text"]:
+                    with Client(host, port) as client:
+                        client.write("k", b"v")
+                        self.assertEqual(client.read("k"), b"v")
+                status, out, err = daemon.stop(number)
+                self.assertEqual((status, err), (0, ""), out)
+                self.assertIn("kvstore stopped\n", out)
+                self.assertEqual(self.files(), ["data"])
+
+    def test_what_was_written_is_there_after_a_restart(self):
+        daemon = self.start()
+        with Client("127.0.0.1", daemon.port) as client:
+            client.write("k", b"v")
+        daemon.stop()
+        daemon = self.start()
+        self.assertIn(" 1 keys, ", daemon.output)
+        with Client("127.0.0.1", daemon.port) as client:
+            self.assertEqual(client.keys(), [b"k"])
+
+    def test_monitoring(self):
+        host, port = self.start().addresses["metrics"][0]
+        for path, part in (("metrics", b"kvstore_"), ("healthz", b"ok\n"), ("readyz", b"ok\n")):
+            with urllib.request.urlopen(f"http://{host}:{port}/{path}", timeout=60) as answer:
+                self.assertIn(part, answer.read())
+
+    def test_requests_are_not_logged(self):
+        daemon = self.start()
+        host, port = daemon.addresses["metrics"][0]
+        urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=60).close()
+        with Client("127.0.0.1", daemon.port) as client:
+            client.status()
+        self.assertNotIn("healthz", daemon.stop()[1])
+
+    def test_stops_while_clients_are_connected(self):
+        daemon = self.start()
+        with socket.create_connection(("127.0.0.1", daemon.port)) as idle, Client("::1", daemon.port) as busy:
+            busy.status()
+            status, out, err = daemon.stop()
+            self.assertEqual((status, err), (0, ""), out)
+            self.assertEqual(idle.recv(1), b"")
+
+    def test_what_was_read_is_answered_before_the_stop(self):
+        daemon = self.start("--fsync=always")
+        with socket.create_connection(("127.0.0.1", daemon.port)) as client, client.makefile("rb") as replies:
+            client.sendall(b"write k|v\r" * 500)
+            self.assertEqual(replies.read(8), b"success\r")
+            self.assertEqual(daemon.stop()[0], 0)
+            self.assertEqual(replies.read(), b"success\r" * 499)
+
+    def test_a_second_signal_changes_nothing(self):
+        daemon = self.start()
+        with socket.create_connection(("127.0.0.1", daemon.port)):
+            daemon.process.send_signal(signal.SIGTERM)
+            status, out, err = daemon.stop(signal.SIGINT)
+        self.assertEqual((status, err), (0, ""), out)
+        self.assertNotIn("Traceback", out)
+
+    def test_directory_of_another_server(self):
+        daemon = self.start()
+        for command in (TWISTD_FOREGROUND, KVSTORE_SERVE):
+            command = [word.replace("twistd.pid", "other.pid") for word in command]
+            self.assertOneLine(
+                run(self.directory, *command, "--text=0", "--metrics=off"), str(daemon.process.pid)
+            )
+        self.assertEqual(self.files(), ["data", "twistd.pid"])
+
+    def test_port_of_another_program(self):
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            port = other.getsockname()[1]
+            for command in (TWISTD_FOREGROUND, KVSTORE_SERVE):
+                self.assertOneLine(
+                    run(self.directory, *command, f"--text={port}", "--metrics=off"),
+                    f"127.0.0.1:{port}",
+                    "--text",
+                )
+        self.assertEqual(self.files(), [])
+
+    def test_directory_that_cannot_be_made(self):
+        (self.directory / "data").write_bytes(b"a file")
+        self.assertOneLine(run(self.directory, *TWISTD_FOREGROUND, "--text=0", "--metrics=off"), "data")
+        self.assertEqual(self.files(), ["data"])
+
+    def test_directory_of_something_else(self):
+        (self.directory / "data").mkdir()
+        (self.directory / "data" / "photo.jpg").write_bytes(b"a photo")
+        self.assertOneLine(run(self.directory, *TWISTD_FOREGROUND, "--text=0", "--metrics=off"), "photo.jpg")
+        self.assertEqual(self.files(), ["data"])
+        self.assertEqual([path.name for path in (self.directory / "data").iterdir()], ["photo.jpg"])
+
+    def test_wrong_options(self):
+        for command in (TWISTD_FOREGROUND, KVSTORE_SERVE):
+            status, out, err = run(self.directory, *command, "--bogus")
+            self.assertEqual((status, out), (2, ""))
+            self.assertRegex(err, r"\Akvstore: [^\n]*--bogus[^\n]*\n\Z")
+            status, out, err = run(self.directory, *command, KVSTORE_FSYNC="maybe")
+            self.assertEqual((status, out), (2, ""))
+            self.assertRegex(err, r"\Akvstore: KVSTORE_FSYNC: [^\n]*\n\Z")
+        self.assertEqual(self.files(), [])
+
+    def test_help_is_the_same_for_both_commands(self):
+        helps = [run(self.directory, *command, "--help") for command in (TWISTD_FOREGROUND, KVSTORE_SERVE)]
+        self.assertEqual(helps[0], helps[1])
+        self.assertEqual(helps[0], (0, tap.help_text() + "\n", ""))
+
+    def test_daemon(self):
+        """Its parent returns when it serves, and it ends cleanly on SIGTERM."""
+        options = ["--pidfile=x.pid", "--logfile=x.log", "kvstore", "--text=unix:x.sock", "--metrics=off"]
+        self.assertEqual(run(self.directory, *TWISTD, *options), (0, "", ""))
+        pid = int((self.directory / "x.pid").read_text())
+        waiting = os.pidfd_open(pid)
+        self.addCleanup(os.close, waiting)
+        self.addCleanup(self.kill, waiting)
+        self.assertIn("text on unix:x.sock", (self.directory / "x.log").read_text())
+        self.assertOneLine(run(self.directory, *TWISTD_FOREGROUND, "--text=0", "--metrics=off"), str(pid))
+
+        signal.pidfd_send_signal(waiting, signal.SIGTERM)
+        self.wait_for_end(waiting)
+        self.assertEqual(self.files(), ["data", "x.log"])
+
+    def test_daemon_that_cannot_start(self):
+        daemon = self.start()
+        options = ["--pidfile=x.pid", "--logfile=x.log", "kvstore", "--text=0", "--metrics=off"]
+        result = run(self.directory, *TWISTD, *options)
+        self.assertOneLine(result, str(daemon.process.pid))
+        self.assertEqual(self.files(), ["data", "twistd.pid", "x.log"])
+        self.assertIn(result[2].removeprefix("kvstore: "), (self.directory / "x.log").read_text())
+
+    def kill(self, process):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+
+    def wait_for_end(self, process):
+        poll = select.poll()
+        poll.register(process, select.POLLIN)
+        self.assertTrue(poll.poll(60_000), "the daemon does not end")
