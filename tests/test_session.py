@@ -125,6 +125,16 @@ class ReplyTest(SessionCase):
         self.assertEqual(self.talk(session, b"write k|" + b"w" * 1001 + b"\r"), b"error\r")
         self.assertEqual(self.talk(session, b"read k\r"), b"v" * 1000 + b"\r")
 
+    def test_largest_value_by_default(self):
+        session = self.session()
+        value = b"0123456789abcdef" * (4 << 20)
+        chunks = [value[i:i + (1 << 16)] for i in range(0, len(value), 1 << 16)]
+        self.assertEqual(self.talk(session, b"write k|", *chunks, b"\r"), b"success\r")
+        self.assertTrue(self.talk(session, b"read k\r") == value + b"\r")
+        self.assertEqual(self.talk(session, b"write k|", *chunks, b"!\rstatus\r"), b"error\r" + STATUS)
+        self.store.close()
+        self.assertTrue(self.contents() == {b"k": value})
+
     def test_what_this_protocol_cannot_carry_is_an_error(self):
         store = self.open()
         store.put(b"k", b"a\rb")
