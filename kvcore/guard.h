@@ -2,7 +2,8 @@
 
    A page of a mapping whose file was cut, or whose disk cannot be read, raises SIGBUS. Every access to mapped bytes goes
    through one of the functions below: inside, a SIGBUS ends the function with -1; outside, it goes to whoever handled
-   it before. The jump buffer is per thread, so worker threads may read too. Included by segment.pyx alone. */
+   it before. The jump buffer is per thread, so worker threads may read too. Each module that includes this
+   file has a state of its own; segment.pyx alone installs and uses the guards. */
 #ifndef KV_GUARD_H
 #define KV_GUARD_H
 
@@ -14,7 +15,7 @@
 static __thread sigjmp_buf *kv_guard_here;
 static struct sigaction kv_guard_before;
 
-static void kv_guard_handler(int signo, siginfo_t *info, void *context)
+static inline void kv_guard_handler(int signo, siginfo_t *info, void *context)
 {
     (void)info;
     (void)context;
@@ -26,7 +27,7 @@ static void kv_guard_handler(int signo, siginfo_t *info, void *context)
 
 /* Once per process. SA_NODEFER: the jump leaves the handler without restoring a signal mask (sigsetjmp(.., 0) saves
    none, which is what makes a guard cost nanoseconds), so SIGBUS must not be blocked while it runs. */
-static int kv_guard_install(void)
+static inline int kv_guard_install(void)
 {
     struct sigaction action;
     memset(&action, 0, sizeof action);
@@ -37,7 +38,7 @@ static int kv_guard_install(void)
 }
 
 /* Copy n mapped bytes out. 0, or -1 when a page cannot be read. */
-static int kv_guard_copy(void *dst, const void *src, size_t n)
+static inline int kv_guard_copy(void *dst, const void *src, size_t n)
 {
     sigjmp_buf here;
     if (sigsetjmp(here, 0) != 0) {
@@ -53,9 +54,17 @@ static int kv_guard_copy(void *dst, const void *src, size_t n)
     return 0;
 }
 
-/* Does the mapped record hold this key? Looks at its key length (u24 at 16) and key (at 20) alone; the caller made sure
-   that so many bytes are mapped. 1, 0, or -1 when a page cannot be read. */
-static int kv_guard_key_equal(const uint8_t *record, const void *key, size_t n)
+/* Does the record of `size` bytes hold this key? Looks at its key length (u24 at 16), the flag that says where the key
+   stands (0x02 at 19) and the key alone. */
+static inline int kv_key_equal(const uint8_t *record, size_t size, const void *key, size_t n)
+{
+    size_t start = record[19] & 0x02 ? 28 : 20;
+    return (size_t)(record[16] | record[17] << 8 | record[18] << 16) == n && start + n <= size &&
+           memcmp(record + start, key, n) == 0;
+}
+
+/* The same for a mapped record: 1, 0, or -1 when a page cannot be read. */
+static inline int kv_guard_key_equal(const uint8_t *record, size_t size, const void *key, size_t n)
 {
     sigjmp_buf here;
     volatile int equal;
@@ -65,7 +74,7 @@ static int kv_guard_key_equal(const uint8_t *record, const void *key, size_t n)
     }
     kv_guard_here = &here;
     __asm__ volatile("" ::: "memory");
-    equal = (size_t)(record[16] | record[17] << 8 | record[18] << 16) == n && memcmp(record + 20, key, n) == 0;
+    equal = kv_key_equal(record, size, key, n);
     __asm__ volatile("" ::: "memory");
     kv_guard_here = NULL;
     return equal;

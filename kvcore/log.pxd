@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
 from kvcore.files cimport Files
+from kvcore.record cimport Record
 from kvcore.segment cimport Segment
 from kvcore.types cimport Location, Slice, uint8_t
 
@@ -75,8 +76,11 @@ cdef class SealJob(Job):
 # Room for a record of `size` bytes in the active segment? False: flush, then log_rotate.
 cdef bint log_has_room(Log log, size_t size) noexcept
 
-# Put one record into the buffer and fill `at`. Raises MemoryError; nothing has changed then.
-cdef int log_append(Log log, uint8_t flags, Slice key, Slice value, Location* at) except -1
+# Put one record into the buffer; fill its version and `at`. Raises MemoryError; nothing has changed then.
+cdef int log_append(Log log, Record* r, Location* at) except -1
+
+# Put the commit of a batch of `count` records into the buffer.
+cdef int log_commit(Log log, uint32_t count) except -1
 
 # Take the last record, of `size` bytes, out of the buffer again.
 cdef void log_take_back(Log log, size_t size) noexcept
@@ -121,6 +125,9 @@ cdef bytes log_manifest(Log log, list sealing, uint32_t made)
 cdef int log_publish(Log log, bytes manifest) except -1
 
 cdef uint64_t log_next_version(Log log) noexcept
+
+# The time that decides what has expired, in unix milliseconds: the clock's, but never before the last record's.
+cdef uint64_t log_now(Log log) noexcept
 
 
 cdef inline Segment log_segment(Log log, uint32_t slot):

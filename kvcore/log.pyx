@@ -3,11 +3,12 @@ import threading
 import time
 
 from libc.errno cimport EDQUOT, EFBIG, EINVAL, ENOSPC, ENOSYS, EOPNOTSUPP
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
 from kvcore.files cimport files_check, files_replace, files_write
-from kvcore.record cimport MARK_SIZE, RECORD_HEADER, RECORD_MARK, RECORD_TOMBSTONE, record_encode, record_size
+from kvcore.record cimport (
+    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode, record_of, record_size)
 from kvcore.types cimport slice_of
 from kvcore.segment cimport (
     SEGMENT_HEADER, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal,
@@ -15,6 +16,10 @@ from kvcore.segment cimport (
 
 from kvcore import manifest
 from kvcore.errors import ReadOnlyError, StorageError
+
+
+cdef extern from "guard.h" nogil:
+    int kv_key_equal(const uint8_t* record, size_t size, const void* key, size_t n)
 
 
 cdef enum:
@@ -43,18 +48,18 @@ cdef bint log_has_room(Log log, size_t size) noexcept:
     return end == SEGMENT_HEADER or end + size <= log.segment_size
 
 
-cdef int log_append(Log log, uint8_t flags, Slice key, Slice value, Location* at) except -1:
-    cdef size_t size = record_size(key.len, value.len)
+cdef int log_append(Log log, Record* r, Location* at) except -1:
+    cdef size_t size = record_size(r.key.len, r.value.len, r.expires_at != 0)
     cdef uint8_t* dst = bytebuf_reserve(log.buf, size)
-    cdef uint64_t version = log_next_version(log)
-    record_encode(dst, version, flags, key, value, log.active.seed)
+    r.version = log_next_version(log)
+    record_encode(dst, r, log.active.seed)
     at.segment = log.active_slot
     at.offset = <uint32_t>(log.active.flushed + log.buf.len)
     at.length = <uint32_t>size
     if log.buf_records == 0:
-        log.buf_first = version
+        log.buf_first = r.version
     log.buf_records += 1
-    if flags & (RECORD_TOMBSTONE | RECORD_MARK):
+    if r.flags & (RECORD_TOMBSTONE | RECORD_KIND):
         log.buf_dead += size
     log.buf.len += size
     return 0
@@ -68,16 +73,23 @@ cdef void log_take_back(Log log, size_t size) noexcept:
 cdef int log_mark(Log log) except -1:
     cdef uint8_t content[MARK_SIZE]
     cdef uint64_t id = log.synced_id
+    cdef Record r = record_of(RECORD_MARK, slice_of(NULL, 0), slice_of(content, MARK_SIZE), 0)
     cdef Location at
-    if not log.mark_due or not log_has_room(log, record_size(0, MARK_SIZE)):
+    if not log.mark_due or not log_has_room(log, record_size(0, MARK_SIZE, False)):
         return 0
     memcpy(content, &id, 8)
     memcpy(content + 8, &log.synced_offset, 4)
-    log_append(log, RECORD_MARK, slice_of(NULL, 0), slice_of(content, MARK_SIZE), &at)
+    log_append(log, &r, &at)
     log.mark_due = False
     log.marked_at = log.files.call.clock(log.files.ctx)
     log.marked_total = log.flushed_total
     return 0
+
+
+cdef int log_commit(Log log, uint32_t count) except -1:
+    cdef Record r = record_of(RECORD_COMMIT, slice_of(NULL, 0), slice_of(&count, COMMIT_SIZE), 0)
+    cdef Location at
+    return log_append(log, &r, &at)
 
 
 # Called when synced_id and synced_offset have moved.
@@ -372,10 +384,12 @@ cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept:
 cdef int log_key_equal(Log log, Location at, Slice key) noexcept:
     cdef Segment segment = log_segment(log, at.segment)
     cdef const uint8_t* record
-    if at.length < record_size(key.len, 0):
+    if at.length < RECORD_HEADER:
         return 0
     if segment is not log.active or at.offset < segment.flushed:
-        return segment_key_equal(segment, at.offset, key.ptr, key.len)
-    record = log.buf.data + (at.offset - segment.flushed)
-    return <size_t>(record[16] | record[17] << 8 | record[18] << 16) == key.len and \
-        memcmp(record + RECORD_HEADER, key.ptr, key.len) == 0
+        return segment_key_equal(segment, at.offset, at.length, key.ptr, key.len)
+    return kv_key_equal(log.buf.data + (at.offset - segment.flushed), at.length, key.ptr, key.len)
+
+
+cdef uint64_t log_now(Log log) noexcept:
+    return max(<uint64_t>max(log.files.call.clock(log.files.ctx), <int64_t>0), log.last_version >> 20)

@@ -24,18 +24,23 @@ cdef int64_t crc32c_of(const void* data, size_t n, uint32_t seed) except -1:
     return checksum_of(window, seed)
 
 
-cdef int record_encode(
-        uint8_t* dst, uint64_t version, uint8_t flags, Slice key, Slice value, uint32_t seed) except -1:
-    cdef uint32_t value_len = <uint32_t>value.len
-    cdef uint32_t key_len = <uint32_t>key.len | <uint32_t>flags << 24
-    memcpy(dst + 4, &version, 8)
+cdef int record_encode(uint8_t* dst, const Record* r, uint32_t seed) except -1:
+    cdef uint8_t flags = r.flags | RECORD_EXPIRES if r.expires_at else r.flags & ~RECORD_EXPIRES
+    cdef uint32_t value_len = <uint32_t>r.value.len
+    cdef uint32_t key_len = <uint32_t>r.key.len | <uint32_t>flags << 24
+    cdef uint8_t* tail = dst + RECORD_HEADER
+    memcpy(dst + 4, &r.version, 8)
     memcpy(dst + 12, &value_len, 4)
     memcpy(dst + 16, &key_len, 4)
-    if key.len:
-        memcpy(dst + RECORD_HEADER, key.ptr, key.len)
-    if value.len:
-        memcpy(dst + RECORD_HEADER + key.len, value.ptr, value.len)
-    cdef uint32_t checksum = <uint32_t>crc32c_of(dst + 4, record_size(key.len, value.len) - 4, seed)
+    if r.expires_at:
+        memcpy(tail, &r.expires_at, RECORD_DEADLINE)
+        tail += RECORD_DEADLINE
+    if r.key.len:
+        memcpy(tail, r.key.ptr, r.key.len)
+    if r.value.len:
+        memcpy(tail + r.key.len, r.value.ptr, r.value.len)
+    tail += r.key.len + r.value.len
+    cdef uint32_t checksum = <uint32_t>crc32c_of(dst + 4, tail - dst - 4, seed)
     memcpy(dst, &checksum, 4)
     return 0
 

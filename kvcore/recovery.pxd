@@ -3,6 +3,7 @@
 Nothing is changed before names, manifest and format are found good and the lock is held. A directory that is refused is
 left as it was; a new one that cannot be finished is taken away again.
 """
+from kvcore.expiry cimport Deadlines
 from kvcore.files cimport Files
 from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log
@@ -12,6 +13,7 @@ from libc.stdint cimport uint64_t
 cdef class Recovered:
     cdef Log log
     cdef HashIndex index
+    cdef Deadlines deadlines
     cdef int lock_fd                # close it to let the directory go
     cdef dict report                # what Store.recovery shows
 

@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint32_t
 from posix.fcntl cimport O_CREAT, O_RDONLY, O_RDWR
 
 from kvcore.bytebuf cimport ByteBuf
+from kvcore.expiry cimport Deadlines
 from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
 from kvcore.log cimport log_manifest, log_publish, log_submit_seal
 from kvcore.replay cimport Replay, replay_data_end, replay_finish, replay_segment
@@ -144,7 +145,8 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
         log.segments.append(first)
         log.next_id += 1
         log_publish(log, log_manifest(log, [], 0))
-    replay = Replay(log, result.index)
+    result.deadlines = Deadlines()
+    replay = Replay(log, result.index, result.deadlines)
     replay_all(replay)
     choose_active(log)
     log.last_version = max(replay.newest, *(line.get("max_version", 0) for line in lines), 0)
@@ -220,7 +222,7 @@ cdef int replay_all(Replay replay) except -1:
         s = log.segments[slot]
         data_end = ends[slot]
         s.flushed = SEGMENT_HEADER
-        replay_segment(replay, slot, data_end, s.id == last)
+        replay_segment(replay, slot, SEGMENT_HEADER, data_end, s.id == last)
         if s.sealed:
             segment_seal(s)
             if s.id > replay.synced_id:

@@ -5,6 +5,7 @@ Reads through the descriptor, not the mapping: an unreadable page is then an ord
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
+from kvcore.expiry cimport Deadlines
 from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log
 from kvcore.segment cimport Segment
@@ -13,6 +14,7 @@ from kvcore.segment cimport Segment
 cdef class Replay:
     cdef Log log
     cdef HashIndex index
+    cdef Deadlines deadlines
     cdef ByteBuf window             # bytes of the segment from window_at on
     cdef uint64_t window_at
     cdef ByteBuf scratch
@@ -32,9 +34,9 @@ cdef class Replay:
 # Where the last byte that is not zero ends; SEGMENT_HEADER when all of the records' part is zero. Raises StorageError.
 cdef uint64_t replay_data_end(Replay p, Segment s) except 0
 
-# Put the records of the segment in `slot` into the index and set its `flushed`. `last`: it is the one whose tail may be
-# torn. Raises StorageError, MemoryError.
-cdef int replay_segment(Replay p, uint32_t slot, uint64_t data_end, bint last) except -1
+# Put the records of the segment in `slot`, from byte `start` to data_end, into the index and set its `flushed`. `last`: it is
+# the one whose tail may be torn. Raises StorageError, MemoryError.
+cdef int replay_segment(Replay p, uint32_t slot, uint64_t start, uint64_t data_end, bint last) except -1
 
 # Take the tombstones out of the index: from now on a deleted key is simply not there.
 cdef int replay_finish(Replay p) except -1

@@ -4,12 +4,13 @@ from libc.string cimport memcpy
 from posix.fcntl cimport O_CREAT, O_TRUNC, O_WRONLY
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
+from kvcore.expiry cimport deadlines_add, deadlines_reserve
 from kvcore.files cimport Files, files_check, files_read, files_write
 from kvcore.hashindex cimport Entry, index_first, index_hash, index_insert, index_next, index_remove
 from kvcore.log cimport log_bury, log_copy, log_segment
 from kvcore.lookup cimport NOT_FOUND, lookup_entry
 from kvcore.record cimport (
-    MARK_SIZE, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, Record, record_decode, record_verify,
+    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_verify,
     record_wrong_bit)
 from kvcore.segment cimport SEGMENT_HEADER
 from kvcore.types cimport Location, uint8_t
@@ -34,9 +35,10 @@ cdef struct Grave:
 cdef class Replay:
     """One opening of a directory. Made by kvcore.recovery only."""
 
-    def __cinit__(self, Log log not None, HashIndex index not None):
+    def __cinit__(self, Log log not None, HashIndex index not None, Deadlines deadlines not None):
         self.log = log
         self.index = index
+        self.deadlines = deadlines
         self.window = ByteBuf()
         self.scratch = ByteBuf()
         self.tombstones = ByteBuf()
@@ -146,9 +148,10 @@ cdef int apply_good(Replay p, const Record* r, Location at) except -1:
     s.records += 1
     s.min_version = min(s.min_version, r.version)
     s.max_version = max(s.max_version, r.version)
-    if r.flags & RECORD_KIND == RECORD_MARK:
+    if r.flags & RECORD_KIND:
         log_bury(p.log, at)
-        note_mark(p, r)
+        if r.flags & RECORD_KIND == RECORD_MARK:
+            note_mark(p, r)
         return 0
     apply(p, r, at)
     if r.flags & RECORD_TOMBSTONE:
@@ -156,6 +159,9 @@ cdef int apply_good(Replay p, const Record* r, Location at) except -1:
         grave.hash = index_hash(p.index, r.key.ptr, r.key.len)
         grave.at = at
         bytebuf_append(p.tombstones, &grave, sizeof(Grave))
+    if r.expires_at:
+        deadlines_reserve(p.deadlines)
+        deadlines_add(p.deadlines, r.expires_at, index_hash(p.index, r.key.ptr, r.key.len))
     return 0
 
 
@@ -170,7 +176,7 @@ cdef bint apply_lost(Replay p, Segment s, Location at, bint framed, uint64_t pre
     if bit >= 0:
         data[bit // 8] ^= 1 << bit % 8
     known = (framed or bit >= 0) and record_decode(data, at.length, &r) == 0 and r.size == at.length and (
-        r.flags & RECORD_KIND != RECORD_MARK)
+        r.flags & RECORD_KIND == 0)
     if known:
         if not previous < r.version <= p.latest_version:
             r.version = p.latest_version
@@ -256,29 +262,79 @@ cdef int quarantine(Replay p, Segment s, uint64_t start, uint64_t end) except -1
     return 0
 
 
-cdef int replay_segment(Replay p, uint32_t slot, uint64_t data_end, bint last) except -1:
+# Is it proven that the log was on the disk beyond this position?
+cdef inline bint is_proven(Replay p, Segment s, uint64_t offset) noexcept:
+    return s.sealed or s.id < p.synced_id or (s.id == p.synced_id and offset < p.synced_offset)
+
+
+# Apply the good records in [start, end): one, or a batch.
+cdef int apply_range(Replay p, Segment s, uint32_t slot, uint64_t start, uint64_t end) except -1:
+    cdef Record r
+    cdef Location at
+    at.segment = slot
+    while start < end:
+        record_decode(fetch(p, s, start, end - start, s.allocated), end - start, &r)
+        at.offset = <uint32_t>start
+        at.length = <uint32_t>r.size
+        apply_good(p, &r, at)
+        start += r.size
+    return 0
+
+
+# The good records in [batch, offset) claim that more of their batch follows. Do they end with a commit that counts them?
+cdef bint is_whole(Replay p, Segment s, uint64_t batch, uint64_t offset, const Record* commit) except -1:
+    cdef uint32_t count, found = 0
+    cdef Record r
+    if commit.flags & RECORD_KIND != RECORD_COMMIT or commit.value.len != COMMIT_SIZE:
+        return False
+    memcpy(&count, commit.value.ptr, COMMIT_SIZE)
+    while batch < offset:
+        record_decode(fetch(p, s, batch, RECORD_HEADER, s.allocated), s.allocated - batch, &r)
+        found += 1
+        batch += r.size
+    return found == count
+
+
+cdef int replay_segment(Replay p, uint32_t slot, uint64_t start, uint64_t data_end, bint last) except -1:
     cdef Segment s = log_segment(p.log, slot)
-    cdef uint64_t offset = SEGMENT_HEADER, after, previous = 0
+    cdef uint64_t offset = start, batch = start, after, previous = 0
     cdef Record r
     cdef Location at
     p.window.len = 0
     at.segment = slot
-    while offset < data_end:
-        if good_record(p, s, offset, &r):
-            at.offset = <uint32_t>offset
-            at.length = <uint32_t>r.size
-            apply_good(p, &r, at)
-            previous = r.version
+    # [batch, offset): good records that are followed by more of their batch.
+    while offset < data_end or batch < offset:
+        if offset < data_end and good_record(p, s, offset, &r):
+            if r.flags & RECORD_MORE == 0:
+                if batch < offset and not is_proven(p, s, offset) and not is_whole(p, s, batch, offset, &r):
+                    # Never known to be on the disk, and its beginning or its end is not: none of it counts.
+                    quarantine(p, s, batch, offset)
+                else:
+                    apply_range(p, s, slot, batch, offset)
+                good_record(p, s, offset, &r)
+                apply_range(p, s, slot, offset, offset + r.size)
+                batch = offset + r.size
             offset += r.size
+            previous = r.version
             continue
-        at.offset = <uint32_t>offset
-        after = next_good(p, s, offset + 1, data_end)
-        if after == data_end and last and not (s.id == p.synced_id and offset < p.synced_offset):
-            p.torn_bytes = data_end - offset
+        if batch < offset and is_proven(p, s, offset):
+            # All of the batch was on the disk once: what is good of it counts.
+            apply_range(p, s, slot, batch, offset)
+            batch = offset
+            continue
+        after = next_good(p, s, offset + 1, data_end) if offset < data_end else data_end
+        if after == data_end and last and not is_proven(p, s, batch):
+            p.torn_bytes = data_end - batch
             p.messages.append(
-                f"{os.fsdecode(s.path)} ended in a torn write: cut at byte {offset}, {p.torn_bytes} bytes dropped")
+                f"{os.fsdecode(s.path)} ended in a torn write: cut at byte {batch}, {p.torn_bytes} bytes dropped")
+            offset = batch
             break
-        offset = replay_damage(p, s, at, after or data_end, after in (0, data_end), previous)
+        if batch < offset:
+            quarantine(p, s, batch, offset)
+        if offset < data_end:
+            at.offset = <uint32_t>offset
+            offset = replay_damage(p, s, at, after or data_end, after in (0, data_end), previous)
+        batch = offset
     s.flushed = offset
     if s.id == p.synced_id and offset < p.synced_offset:
         p.damaged_ranges += 1

@@ -3,6 +3,7 @@ from libc.string cimport memcmp
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear
 from kvcore.hashindex cimport PARTITIONS, Partition, index_hash
+from kvcore.log cimport log_now
 from kvcore.lookup cimport DAMAGED, FOUND, lookup_damaged, lookup_read, lookup_record
 from kvcore.types cimport Location, uint8_t
 
@@ -74,7 +75,7 @@ cdef int scan_next(Cursor c, ByteBuf out, Record* r) except -1:
         key = names[c.next]
         c.next += 1
         found = lookup_read(c.index, c.log, index_hash(c.index, key.ptr, key.len), key, out, r, &at)
-        if found == FOUND:
+        if found == FOUND and not (r.expires_at and r.expires_at <= log_now(c.log)):
             return 1
         if found == DAMAGED:
             lookup_damaged(c.log, at)

@@ -6,7 +6,7 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
 
 from kvcore.files cimport files_check, files_read, files_write
-from kvcore.record cimport RECORD_HEADER, crc32c_of
+from kvcore.record cimport crc32c_of
 
 from kvcore.errors import CorruptionError
 
@@ -14,7 +14,7 @@ from kvcore.errors import CorruptionError
 cdef extern from "guard.h" nogil:
     int kv_guard_install()
     int kv_guard_copy(void* dst, const void* src, size_t n)
-    int kv_guard_key_equal(const uint8_t* record, const void* key, size_t n)
+    int kv_guard_key_equal(const uint8_t* record, size_t size, const void* key, size_t n)
 
 
 SEGMENT_LIMIT = 0xFFFFFFFF
@@ -156,7 +156,7 @@ cdef int segment_copy(Segment s, uint64_t offset, void* dst, size_t n) noexcept 
     return kv_guard_copy(dst, s.map + offset, n)
 
 
-cdef int segment_key_equal(Segment s, uint64_t offset, const uint8_t* key, size_t n) noexcept nogil:
-    if offset > s.mapped or RECORD_HEADER + n > s.mapped - offset:
+cdef int segment_key_equal(Segment s, uint64_t offset, size_t size, const uint8_t* key, size_t n) noexcept nogil:
+    if offset > s.mapped or size > s.mapped - offset:
         return -1
-    return kv_guard_key_equal(s.map + offset, key, n)
+    return kv_guard_key_equal(s.map + offset, size, key, n)

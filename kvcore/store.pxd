@@ -7,9 +7,10 @@ changed nothing, except store_flush, which see.
 Durability: put and delete change the buffer only. What was put before a store_flush that returned survives the end of
 the process; before a sync_job that succeeded, the end of the power.
 """
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
+from kvcore.expiry cimport Deadlines
 from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log
 from kvcore.types cimport Location, Slice
@@ -19,6 +20,7 @@ cdef class Store:
     cdef object __weakref__
     cdef Log log
     cdef HashIndex index
+    cdef Deadlines deadlines
     cdef ByteBuf scratch
     cdef ByteBuf undo                   # of Change: what to take back when the buffer cannot be written
     cdef int lock_fd
@@ -26,6 +28,8 @@ cdef class Store:
     cdef bint autoflush
     cdef object syncer
     cdef uint64_t value_limit
+    cdef uint32_t batch_left            # operations still to come of the batch under way, and of how many
+    cdef uint32_t batch_size
     cdef uint64_t flushes
     cdef uint64_t damaged_reads
     cdef readonly str fsync
@@ -35,11 +39,17 @@ cdef class Store:
 # Append the value of `key` to out. 1, or 0 when there is no such key. Raises CorruptionError when its record is damaged.
 cdef int store_get(Store s, Slice key, ByteBuf out) except -1
 
-# Set key to value. Raises UsageError for an empty or over-long key or value.
-cdef int store_put(Store s, Slice key, Slice value) except -1
+# Set key to value. expires_at: unix milliseconds from which on the key is gone; 0: never. Raises UsageError for an empty or
+# over-long key or value.
+cdef int store_put(Store s, Slice key, Slice value, uint64_t expires_at) except -1
 
 # Remove key. 1, or 0 when there was none.
 cdef int store_delete(Store s, Slice key) except -1
+
+# The next `count` puts and deletes, of `bytes` bytes of records in all, are one batch: after a crash all or none of it is
+# there. A flush comes first. When one of them raises, store_batch_undo takes those before it back.
+cdef int store_batch(Store s, size_t count, size_t bytes) except -1
+cdef int store_batch_undo(Store s) except -1
 
 # Hand everything put and deleted so far to the kernel. When that fails (StorageError), all of it since the last flush is
 # taken back: the store is what it was then.

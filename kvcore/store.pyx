@@ -5,18 +5,19 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memmove
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
+from kvcore.expiry cimport deadline_of, deadlines_add, deadlines_reserve, deadlines_sweep, deadlines_tidy
 from kvcore.files cimport Files, files_check
 from kvcore.hashindex cimport (
     Entry, index_bytes, index_first, index_hash, index_insert, index_next, index_remove)
 from kvcore.log cimport (
-    Job, log_append, log_bury, log_check_writable, log_drop, log_flush, log_has_room, log_mark, log_rotate,
-    log_sync_job, log_take_back, log_unbury, log_unsynced)
+    Job, log_append, log_bury, log_check_writable, log_commit, log_drop, log_flush, log_has_room, log_mark, log_now,
+    log_rotate, log_sync_job, log_take_back, log_unbury, log_unsynced)
 from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read
-from kvcore.record cimport RECORD_TOMBSTONE, Record, record_size
+from kvcore.record cimport COMMIT_SIZE, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
 from kvcore.recovery cimport Recovered, recover
 from kvcore.scan cimport Cursor, scan_next, scan_prefix
 from kvcore.segment cimport SEGMENT_HEADER, Segment
-from kvcore.types cimport MAX_KEY_SIZE, MAX_VALUE_SIZE, slice_of
+from kvcore.types cimport MAX_KEY_SIZE, MAX_VALUE_SIZE, slice_of, uint8_t
 
 from kvcore.errors import ClosedError, UsageError
 from kvcore.syncer import Syncer
@@ -24,10 +25,13 @@ from kvcore.syncer import Syncer
 
 cdef enum:
     SCRATCH_KEPT = 1 << 20              # bytes of room the scratch buffer keeps
+    SWEPT = 1024                        # deadlines gone through at a time
+    MAX_BATCH = 1 << 30                 # bytes of records
 
 FSYNC_WORDS = ("always", "everysec", "no")
 MIN_SEGMENT_SIZE = 64 << 10
 MAX_SEGMENT_SIZE = 1 << 30
+LONGEST_TTL = 10 ** 10                  # seconds: some centuries
 
 
 # One change of the index that is not yet in the kernel. An empty Location (length 0) means "no entry".
@@ -62,6 +66,7 @@ cdef class Store:
             files or Files(), os.path.abspath(os.fsencode(path)), segment_size, executor)
         self.log = opened.log
         self.index = opened.index
+        self.deadlines = opened.deadlines
         self.lock_fd = opened.lock_fd
         self.recovery = opened.report
         self.fsync = fsync
@@ -87,7 +92,7 @@ cdef class Store:
         self.close()
 
     def __len__(self):
-        check_open(self)
+        sweep(self)
         return self.index.count
 
     @property
@@ -116,13 +121,16 @@ cdef class Store:
         bytebuf_clear(self.scratch, SCRATCH_KEPT)
         return value
 
-    def put(self, bytes key not None, bytes value not None):
+    def put(self, bytes key not None, bytes value not None, ttl=None):
         """Set `key` (bytes, 1 to 102,400) to `value` (bytes). On return it is as durable as the fsync word says.
 
-        Raises UsageError for a key or value of a wrong size, StorageError when it cannot be kept, ReadOnlyError,
+        ttl: seconds (float) after which the key is gone; None: never. Without ttl a deadline set before is lifted.
+
+        Raises UsageError for a key, value or ttl out of range, StorageError when it cannot be kept, ReadOnlyError,
         ClosedError. The old value is then unchanged.
         """
-        store_put(self, view(key), view(value))
+        check_open(self)
+        store_put(self, view(key), view(value), 0 if ttl is None else deadline_in(self, ttl))
         after_write(self)
 
     def delete(self, bytes key not None):
@@ -131,6 +139,32 @@ cdef class Store:
         if there:
             after_write(self)
         return there
+
+    def batch(self):
+        """A Batch: `with db.batch() as b: b.put(...); b.delete(...)` does all of it or, after an error or a crash, none."""
+        check_open(self)
+        return Batch(self)
+
+    def apply(self, list operations not None):
+        """What a Batch does at its end. operations: (key, value, ttl) each; value None: delete."""
+        cdef size_t size = 0
+        if not operations:
+            return
+        for key, value, ttl in operations:
+            check_sizes(self, view(key), view(b"" if value is None else value))
+            size += record_size(len(key), 0 if value is None else len(value), ttl is not None)
+        deadlines = [0 if ttl is None else deadline_in(self, ttl) for _, _, ttl in operations]
+        store_batch(self, len(operations), size)
+        try:
+            for (key, value, _), deadline in zip(operations, deadlines):
+                if value is None:
+                    store_delete(self, view(key))
+                else:
+                    store_put(self, view(key), view(value), deadline)
+        except BaseException:
+            store_batch_undo(self)
+            raise
+        after_write(self)
 
     def keys(self, bytes prefix not None=b""):
         """Iterate over the keys (bytes) that begin with `prefix`, in byte order. Raises CorruptionError, ClosedError."""
@@ -196,7 +230,7 @@ cdef class Store:
 
     def stats(self):
         """Counts and sizes (dict of str to int): keys, segments, sizes in bytes, and totals since opening."""
-        check_open(self)
+        sweep(self)
         cdef Segment segment
         cdef uint64_t used = 0, dead = 0, allocated = 0
         for segment in self.log.segments:
@@ -207,8 +241,50 @@ cdef class Store:
         dead += self.log.buf_dead
         return {
             "keys": self.index.count, "segments": len(self.log.segments), "live_bytes": used - dead, "dead_bytes": dead,
-            "disk_bytes": allocated, "index_bytes": index_bytes(self.index), "unsynced_bytes": self.unsynced,
+            "disk_bytes": allocated, "index_bytes": index_bytes(self.index), "deadline_bytes": self.deadlines.heap.len, "unsynced_bytes": self.unsynced,
             "flushes": self.flushes, "damaged_reads": self.damaged_reads}
+
+
+class Batch:
+    """Operations that are done together when the `with` block ends; nothing is done when it ends with an error."""
+
+    def __init__(self, store):
+        self._store = store
+        self._operations = []
+
+    def put(self, bytes key not None, bytes value not None, ttl=None):
+        """As Store.put, at the end."""
+        self._operations.append((key, value, ttl))
+
+    def delete(self, bytes key not None):
+        """As Store.delete, at the end."""
+        self._operations.append((key, None, None))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        operations, self._operations = self._operations, []
+        if kind is None:
+            self._store.apply(operations)
+
+
+cdef uint64_t deadline_in(Store s, ttl) except? 0:
+    if not 0 < ttl < LONGEST_TTL:
+        raise UsageError(f"a ttl is more than 0 and less than {LONGEST_TTL} seconds, not {ttl}")
+    return log_now(s.log) + <uint64_t>(ttl * 1000)
+
+
+# Give the index entries of keys past their deadline back, all that are due.
+cdef int sweep(Store s) except -1:
+    check_open(s)
+    if s.deadlines.heap.len == 0:
+        return 0
+    store_flush(s)
+    deadlines_tidy(s.deadlines, s.index, s.log)
+    while deadlines_sweep(s.deadlines, s.index, s.log, SWEPT) == SWEPT:
+        pass
+    return 0
 
 
 cdef inline Slice view(bytes data) noexcept:
@@ -248,7 +324,7 @@ cdef int read(Store s, Slice key, ByteBuf out, Record* r) except -1:
     if found == DAMAGED:
         s.damaged_reads += 1
         lookup_damaged(s.log, at)
-    return found == FOUND
+    return found == FOUND and not (r.expires_at and r.expires_at <= log_now(s.log))
 
 
 cdef int store_get(Store s, Slice key, ByteBuf out) except -1:
@@ -265,10 +341,11 @@ cdef int store_get(Store s, Slice key, ByteBuf out) except -1:
 cdef int make_room(Store s, size_t size) except -1:
     check_open(s)
     log_check_writable(s.log)
-    if not log_has_room(s.log, size):
-        store_flush(s)
-        log_rotate(s.log)
-    log_mark(s.log)
+    if s.batch_left == 0:           # store_batch has made room for a batch
+        if not log_has_room(s.log, size):
+            store_flush(s)
+            log_rotate(s.log)
+        log_mark(s.log)
     bytebuf_reserve(s.undo, sizeof(Change))
     return 0
 
@@ -282,16 +359,19 @@ cdef void note_change(Store s, uint64_t hash, Location before, Location after) n
     s.undo.len += sizeof(Change)
 
 
-cdef int store_put(Store s, Slice key, Slice value) except -1:
+cdef int store_put(Store s, Slice key, Slice value, uint64_t expires_at) except -1:
+    cdef Record r = record_of(more_follows(s), key, value, expires_at)
     cdef uint64_t hash
     cdef Entry* entry = NULL
     cdef Location at
     cdef Location before = Location(0, 0, 0)
     check_sizes(s, key, value)
-    make_room(s, record_size(key.len, value.len))
+    make_room(s, r.size)
     hash = index_hash(s.index, key.ptr, key.len)
     found = lookup_entry(s.index, s.log, hash, key, s.scratch, &entry)
-    log_append(s.log, 0, key, value, &at)
+    if expires_at:
+        deadlines_reserve(s.deadlines)
+    log_append(s.log, &r, &at)
     if found == NOT_FOUND:
         try:
             index_insert(s.index, hash, at)
@@ -303,26 +383,71 @@ cdef int store_put(Store s, Slice key, Slice value) except -1:
         before = entry.at
         entry.at = at
         log_bury(s.log, before)
+    if expires_at:
+        deadlines_add(s.deadlines, expires_at, hash)
     note_change(s, hash, before, at)
-    return 0
+    return end_of_batch(s)
 
 
 cdef int store_delete(Store s, Slice key) except -1:
-    cdef uint64_t hash
+    cdef Record r = record_of(RECORD_TOMBSTONE | more_follows(s), key, slice_of(NULL, 0), 0)
+    cdef uint64_t hash, deadline = 0
     cdef Entry* entry = NULL
-    cdef Location at, before
+    cdef Location at
+    cdef Location before = Location(0, 0, 0)
     check_open(s)
+    check_sizes(s, key, r.value)
     hash = index_hash(s.index, key.ptr, key.len)
-    if lookup_entry(s.index, s.log, hash, key, s.scratch, &entry) == NOT_FOUND:
+    found = lookup_entry(s.index, s.log, hash, key, s.scratch, &entry)
+    if found != NOT_FOUND:
+        before = entry.at
+        deadline = deadline_of(s.log, before)
+    if (found == NOT_FOUND or 0 < deadline <= log_now(s.log)) and s.batch_left == 0:
         return 0
-    make_room(s, record_size(key.len, 0))
-    log_append(s.log, RECORD_TOMBSTONE, key, slice_of(NULL, 0), &at)
-    before = entry.at
-    index_remove(s.index, hash, entry)
-    log_bury(s.log, before)
-    at.length = 0
-    note_change(s, hash, before, at)
-    return 1
+    make_room(s, r.size)
+    log_append(s.log, &r, &at)
+    if found != NOT_FOUND:
+        index_remove(s.index, hash, entry)
+        log_bury(s.log, before)
+        at.length = 0
+        note_change(s, hash, before, at)
+    end_of_batch(s)
+    return found != NOT_FOUND and not 0 < deadline <= log_now(s.log)
+
+
+cdef int store_batch(Store s, size_t count, size_t bytes) except -1:
+    check_open(s)
+    log_check_writable(s.log)
+    if bytes > MAX_BATCH:
+        raise UsageError(f"a batch has at most {MAX_BATCH} bytes, not {bytes}")
+    # What is not flushed yet must not be taken back with the batch, nor the batch be torn by a mark or a new segment.
+    log_mark(s.log)
+    store_flush(s)
+    if not log_has_room(s.log, bytes + record_size(0, COMMIT_SIZE, False)):
+        log_rotate(s.log)
+    s.batch_left = s.batch_size = <uint32_t>count
+    return 0
+
+
+cdef int store_batch_undo(Store s) except -1:
+    s.batch_left = 0
+    take_back(s)
+    log_drop(s.log)
+    return 0
+
+
+# The flag of the next record: those of a batch are followed by more, at last by the commit.
+cdef inline uint8_t more_follows(Store s) noexcept:
+    return RECORD_MORE if s.batch_left else 0
+
+
+# Count one operation of the batch under way, if any; behind the last one comes the commit.
+cdef inline int end_of_batch(Store s) except -1:
+    if s.batch_left:
+        s.batch_left -= 1
+        if s.batch_left == 0:
+            log_commit(s.log, s.batch_size)
+    return 0
 
 
 cdef int store_flush(Store s) except -1:

@@ -1,8 +1,9 @@
 """C functions of the engine, within reach of the tests. Built in place only, never shipped."""
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_discard
+from kvcore.files cimport Files
 from kvcore.hashindex cimport Entry, HashIndex, index_bytes, index_first, index_hash, index_insert, index_next, index_remove
 from kvcore.types cimport Location, uint8_t
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 
 def append(ByteBuf b not None, bytes data not None):
@@ -53,3 +54,17 @@ def remove(HashIndex index not None, uint64_t hash, uint32_t tag):
 
 def table_bytes(HashIndex index not None):
     return index_bytes(index)
+
+
+cdef int64_t hand_clock(void* ctx) noexcept nogil:
+    return (<int64_t*>ctx)[0]
+
+
+cdef class HandFiles(Files):
+    """The POSIX file table with a clock that stands at `now` (unix milliseconds) until the test sets it."""
+
+    cdef public int64_t now
+
+    def __cinit__(self):
+        self.ctx = &self.now
+        self.call.clock = hand_clock

@@ -43,7 +43,7 @@ cdef Outcome run_write(Context c, const Arguments* a) except? OUTCOME_ERROR:
     if c.refusing is not None:
         text_fail(c, c.refusing)
         return OUTCOME_ERROR
-    store_put(c.store, a.key, a.value)
+    store_put(c.store, a.key, a.value, 0)
     reply(c, b"success\r", 8)
     return OUTCOME_OK
 
