@@ -80,4 +80,23 @@ static inline int kv_guard_key_equal(const uint8_t *record, size_t size, const v
     return equal;
 }
 
+/* Compare a mapped key of m bytes with another of n bytes, shorter first when one begins the other. *order is set; 0, or
+   -1 when a page cannot be read. */
+static inline int kv_guard_compare(const void *mapped, size_t m, const void *key, size_t n, int *order)
+{
+    sigjmp_buf here;
+    volatile int result;
+    if (sigsetjmp(here, 0) != 0) {
+        kv_guard_here = NULL;
+        return -1;
+    }
+    kv_guard_here = &here;
+    __asm__ volatile("" ::: "memory");
+    result = memcmp(mapped, key, m < n ? m : n);
+    __asm__ volatile("" ::: "memory");
+    kv_guard_here = NULL;
+    *order = result != 0 ? result : (m > n) - (m < n);
+    return 0;
+}
+
 #endif

@@ -44,6 +44,9 @@ cdef class HashIndex:
 
 cdef uint64_t index_hash(HashIndex index, const uint8_t* key, size_t n) noexcept nogil
 
+# Have the place of this hash loaded into the cache.
+cdef void index_prefetch(HashIndex index, uint64_t hash) noexcept nogil
+
 # The first entry with this hash, or NULL; index_next goes on from one that was not the key.
 cdef Entry* index_first(HashIndex index, uint64_t hash) noexcept nogil
 cdef Entry* index_next(HashIndex index, uint64_t hash, Entry* entry) noexcept nogil

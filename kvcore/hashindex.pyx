@@ -12,6 +12,13 @@ cdef extern from "<sys/mman.h>" nogil:
     void* MAP_FAILED
 
 
+cdef extern from *:
+    """
+    #define kv_prefetch(address) __builtin_prefetch(address)
+    """
+    void kv_prefetch(const void* address) noexcept nogil
+
+
 cdef enum:
     SMALLEST = 16               # homes of a partition
     PAGED = 16384               # bytes from which a partition gets pages of its own, given back to the kernel when freed
@@ -111,6 +118,12 @@ cdef inline Entry* seek(Entry* entry, uint32_t wanted) noexcept nogil:
     while entry.at.length and entry.hash < wanted:
         entry += 1
     return entry if entry.at.length and entry.hash == wanted else NULL
+
+
+cdef void index_prefetch(HashIndex index, uint64_t hash) noexcept nogil:
+    cdef Partition* part = partition_of(index, hash)
+    if part.count:
+        kv_prefetch(part.entries + home_of(part.capacity, <uint32_t>hash))
 
 
 cdef Entry* index_first(HashIndex index, uint64_t hash) noexcept nogil:

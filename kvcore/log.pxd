@@ -14,6 +14,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
 from kvcore.files cimport Files
+from kvcore.order cimport Order
 from kvcore.record cimport Record
 from kvcore.segment cimport Segment
 from kvcore.types cimport Location, Slice, uint8_t
@@ -73,6 +74,12 @@ cdef class SealJob(Job):
     cdef bytes manifest
 
 
+# Sort a sealed segment and save its order.
+cdef class OrderJob(Job):
+    cdef Segment segment
+    cdef Order order
+
+
 # Room for a record of `size` bytes in the active segment? False: flush, then log_rotate.
 cdef bint log_has_room(Log log, size_t size) noexcept
 
@@ -128,6 +135,13 @@ cdef uint64_t log_next_version(Log log) noexcept
 
 # The time that decides what has expired, in unix milliseconds: the clock's, but never before the last record's.
 cdef uint64_t log_now(Log log) noexcept
+
+
+# Take a segment into the list.
+cdef inline int log_add_segment(Log log, Segment segment) except -1:
+    segment.slot = <uint32_t>len(log.segments)
+    log.segments.append(segment)
+    return 0
 
 
 cdef inline Segment log_segment(Log log, uint32_t slot):

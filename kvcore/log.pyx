@@ -7,12 +7,13 @@ from libc.string cimport memcpy
 
 from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
 from kvcore.files cimport files_check, files_replace, files_write
+from kvcore.order cimport order_build, order_save, order_settle
 from kvcore.record cimport (
-    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode, record_of, record_size)
-from kvcore.types cimport slice_of
+    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
+    record_of, record_size)
 from kvcore.segment cimport (
-    SEGMENT_HEADER, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal,
-    segment_unpin)
+    SEGMENT_HEADER, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal, segment_unpin)
+from kvcore.types cimport slice_of
 
 from kvcore import manifest
 from kvcore.errors import ReadOnlyError, StorageError
@@ -172,7 +173,7 @@ cdef int log_rotate(Log log) except -1:
         log_seal(log)
     log.full.append(log.active)
     log.active = log.spare
-    log.active_slot = <uint32_t>log.segments.index(log.spare)
+    log.active_slot = log.spare.slot
     log.spare = None
     log_submit_seal(log)
     return 0
@@ -340,14 +341,41 @@ cdef class SealJob(Job):
             segment.allocated = segment.flushed
             segment_seal(segment)
             log.full.remove(segment)
+            submit_order(log, segment)
             if (segment.id, segment.flushed) > (log.synced_id, log.synced_offset):
                 log.synced_id = segment.id
                 log.synced_offset = <uint32_t>segment.flushed
                 note_synced(log)
         if self.made is not None:
-            log.segments.append(self.made)
+            log_add_segment(log, self.made)
             log.spare = self.made
         return 0
+
+
+cdef class OrderJob(Job):
+    cdef int work(self) except -1:
+        self.order = order_build(self.segment, SEGMENT_HEADER, self.segment.flushed)
+        if self.order is not None:
+            order_save(self.segment, self.order)
+        return 0
+
+    cdef int settle(self) except -1:
+        # An order that could not be made or saved is made when somebody scans: it is only a cache.
+        self.segment.settling = False
+        if self.order is not None and self.error is None:
+            order_settle(self.segment, self.order)
+        return 0
+
+
+# Have the order of a sealed segment made before somebody scans, if there is somebody to do it.
+cdef int submit_order(Log log, Segment segment) except -1:
+    cdef OrderJob job
+    if log.executor is not None:
+        job = OrderJob(log)
+        job.segment = segment
+        segment.settling = True
+        log.executor(job)
+    return 0
 
 
 cdef bytes log_manifest(Log log, list sealing, uint32_t made):
@@ -383,7 +411,6 @@ cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept:
 
 cdef int log_key_equal(Log log, Location at, Slice key) noexcept:
     cdef Segment segment = log_segment(log, at.segment)
-    cdef const uint8_t* record
     if at.length < RECORD_HEADER:
         return 0
     if segment is not log.active or at.offset < segment.flushed:

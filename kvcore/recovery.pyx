@@ -9,7 +9,7 @@ from posix.fcntl cimport O_CREAT, O_RDONLY, O_RDWR
 from kvcore.bytebuf cimport ByteBuf
 from kvcore.expiry cimport Deadlines
 from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
-from kvcore.log cimport log_manifest, log_publish, log_submit_seal
+from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_seal
 from kvcore.replay cimport Replay, replay_data_end, replay_finish, replay_segment
 from kvcore.segment cimport (
     SEGMENT_HEADER, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
@@ -18,7 +18,9 @@ from kvcore import manifest
 from kvcore.errors import CorruptionError, LockedError, StorageError
 
 SEGMENT_NAME = re.compile(rb"(\d{10})\.seg")
-OUR_NAMES = (b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"quarantine", b"lost+found")
+ORDER_NAME = re.compile(rb"(\d{10})\.ord(\.tmp)?")
+OUR_NAMES = (
+    b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"index.ckpt", b"index.ckpt.tmp", b"quarantine", b"lost+found")
 
 
 cdef class Recovered:
@@ -57,7 +59,8 @@ cdef set look_around(Files files, bytes path):
     where = os.fsdecode(path)
     foreign = sorted(
         name for name in names
-        if name not in OUR_NAMES and not name.startswith(b".") and not SEGMENT_NAME.fullmatch(name))
+        if name not in OUR_NAMES and not name.startswith(b".") and not SEGMENT_NAME.fullmatch(name)
+        and not ORDER_NAME.fullmatch(name))
     if foreign:
         raise StorageError(
             f"{where} holds files that are not kvstore's ({os.fsdecode(foreign[0])!r}); use an empty directory, or move "
@@ -142,7 +145,7 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     if not any(line["state"] == "open" for line in lines):
         first = segment_create(files, path, log.next_id, log.store_id)
         segment_map(first, segment_size)
-        log.segments.append(first)
+        log_add_segment(log, first)
         log.next_id += 1
         log_publish(log, log_manifest(log, [], 0))
     result.deadlines = Deadlines()
@@ -164,6 +167,9 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
 cdef int remove_unlisted(Log log, set listed) except -1:
     cdef uint32_t id
     for name in files_list(log.files, log.path):
+        match = ORDER_NAME.fullmatch(name)
+        if match is not None and (match[2] or int(match[1]) not in listed):
+            log.files.call.unlink(log.files.ctx, os.path.join(log.path, name))
         match = SEGMENT_NAME.fullmatch(name)
         if match is None or int(match[1]) in listed:
             continue
@@ -203,7 +209,7 @@ cdef int open_segment(Log log, dict line) except -1:
         s.allocated = line["bytes"]
         s.synced = line["bytes"]
         s.min_version = line["min_version"]
-    log.segments.append(s)
+    log_add_segment(log, s)
     segment_map(s, s.allocated if s.sealed else max(s.allocated, log.segment_size))
     return 0
 
@@ -245,7 +251,7 @@ cdef int choose_active(Log log) except -1:
     cdef list opened = sorted((s for s in log.segments if not s.sealed), key=lambda s: s.id)
     cdef list written = [s for s in opened if s.flushed > SEGMENT_HEADER]
     log.active = written[len(written) - 1] if written else opened[0]
-    log.active_slot = <uint32_t>log.segments.index(log.active)
+    log.active_slot = log.active.slot
     for s in opened:
         if s.id > log.active.id and log.spare is None:
             log.spare = s

@@ -34,8 +34,8 @@ cdef class Replay:
 # Where the last byte that is not zero ends; SEGMENT_HEADER when all of the records' part is zero. Raises StorageError.
 cdef uint64_t replay_data_end(Replay p, Segment s) except 0
 
-# Put the records of the segment in `slot`, from byte `start` to data_end, into the index and set its `flushed`. `last`: it is
-# the one whose tail may be torn. Raises StorageError, MemoryError.
+# Put the records of the segment in `slot`, from byte `start` to data_end, into the index and set its `flushed`. `last`:
+# it is the one whose tail may be torn. Raises StorageError, MemoryError.
 cdef int replay_segment(Replay p, uint32_t slot, uint64_t start, uint64_t data_end, bint last) except -1
 
 # Take the tombstones out of the index: from now on a deleted key is simply not there.

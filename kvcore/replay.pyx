@@ -10,8 +10,8 @@ from kvcore.hashindex cimport Entry, index_first, index_hash, index_insert, inde
 from kvcore.log cimport log_bury, log_copy, log_segment
 from kvcore.lookup cimport NOT_FOUND, lookup_entry
 from kvcore.record cimport (
-    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_verify,
-    record_wrong_bit)
+    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_MORE, RECORD_TOMBSTONE, Record,
+    record_decode, record_verify, record_wrong_bit)
 from kvcore.segment cimport SEGMENT_HEADER
 from kvcore.types cimport Location, uint8_t
 

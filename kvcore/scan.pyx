@@ -1,86 +1,214 @@
-from libc.stdlib cimport qsort
 from libc.string cimport memcmp
 
-from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear
-from kvcore.hashindex cimport PARTITIONS, Partition, index_hash
+from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
+from kvcore.expiry cimport deadline_of
+from kvcore.hashindex cimport PARTITIONS, Entry, Partition, index_first, index_hash, index_next, index_prefetch
 from kvcore.log cimport log_now
-from kvcore.lookup cimport DAMAGED, FOUND, lookup_damaged, lookup_read, lookup_record
-from kvcore.types cimport Location, uint8_t
+from kvcore.lookup cimport DAMAGED, NOT_FOUND, lookup_damaged, lookup_entry, lookup_record
+from kvcore.order cimport order_of, order_offsets, order_runs, order_seek
+from kvcore.segment cimport NO_SLOT, segment_copy_from, segment_header
+from kvcore.types cimport slice_of
+
+
+cdef extern from *:
+    """
+    #define kv_prefetch(address) __builtin_prefetch(address)
+    """
+    void kv_prefetch(const void* address) noexcept nogil
+
+
+cdef enum:
+    ARENA = 1 << 16             # bytes of names read ahead from an order, unless one alone is longer
+    VERIFIED = 4096             # bytes up to which a record that no key leads to is checked for damage
+
+
+cdef class Source:
+    """One order in a merge."""
 
 
 cdef class Cursor:
     """A walk over keys in byte order. Made by Store.keys and Store.items."""
 
 
-cdef int by_key(const void* a, const void* b) noexcept nogil:
-    cdef const Slice* x = <const Slice*>a
-    cdef const Slice* y = <const Slice*>b
-    cdef int order = memcmp(x.ptr, y.ptr, min(x.len, y.len))
-    return order if order else (x.len > y.len) - (x.len < y.len)
-
-
-cdef inline bint begins_with(Slice key, Slice prefix) noexcept nogil:
-    return prefix.len == 0 or (key.len >= prefix.len and memcmp(key.ptr, prefix.ptr, prefix.len) == 0)
-
-
-cdef Cursor scan_prefix(HashIndex index, Log log, Slice prefix):
+cdef Cursor scan_range(HashIndex index, Log log, Slice lo, Slice hi):
     cdef Cursor c = Cursor()
-    cdef ByteBuf scratch = ByteBuf()
-    cdef Partition* part
-    cdef Location at
-    cdef Record r
-    cdef Slice name
-    cdef Slice* names
-    cdef size_t i, count
-    cdef uint8_t* key
-    cdef int p
+    cdef Segment segment
+    cdef Source source
+    cdef Order order
+    cdef list orders
     c.index = index
     c.log = log
-    c.arena = ByteBuf()
-    c.names = ByteBuf()
-    for p in range(PARTITIONS):
-        part = &index.partitions[p]
-        for i in range(part.places):
-            at = part.entries[i].at
-            if at.length == 0:
-                continue
-            if lookup_record(log, at, scratch, &r) == DAMAGED:
-                # Named, if its key as it stands belongs here or cannot be made out, when everything else has come.
-                if r.size == 0 or begins_with(r.key, prefix):
-                    c.damaged = at
-                continue
-            if not begins_with(r.key, prefix):
-                continue
-            bytebuf_append(c.arena, r.key.ptr, r.key.len)
-            name.ptr = NULL             # the arena moves while it grows
-            name.len = r.key.len
-            bytebuf_append(c.names, &name, sizeof(Slice))
-    names = <Slice*>c.names.data
-    count = c.names.len // sizeof(Slice)
-    key = c.arena.data
-    for i in range(count):
-        names[i].ptr = key
-        key += names[i].len
-    if count:
-        with nogil:
-            qsort(names, count, sizeof(Slice), by_key)
+    c.last = ByteBuf()
+    c.heap = []
+    for segment in log.segments:
+        if segment is None:
+            continue
+        orders = order_runs(segment)
+        if orders is None:
+            orders = [order_from_index(c, segment)]
+        for order in orders:
+            source = Source()
+            source.segment = segment
+            source.order = order
+            source.next = order_seek(order, segment, lo)
+            source.end = order.count if hi.ptr == NULL else order_seek(order, segment, hi)
+            source.arena = ByteBuf()
+            if refill(c, source):
+                c.heap.append(source)
+    for i in range(len(c.heap) // 2, 0, -1):
+        sink(c.heap, i - 1)
     return c
 
 
-cdef int scan_next(Cursor c, ByteBuf out, Record* r) except -1:
-    cdef Slice* names = <Slice*>c.names.data
+# The order of a segment whose records cannot be walked, because of damage: the index knows where those in use begin.
+cdef Order order_from_index(Cursor c, Segment segment):
+    cdef ByteBuf offsets = ByteBuf()
+    cdef Partition* part
+    cdef Location at
+    cdef Record r
+    cdef size_t i
+    cdef int p
+    for p in range(PARTITIONS):
+        part = &c.index.partitions[p]
+        for i in range(part.places):
+            at = part.entries[i].at
+            if at.length == 0 or at.segment != segment.slot:
+                continue
+            if segment_header(segment, at.offset, <uint64_t>at.offset + at.length, &r) < 0:
+                c.damaged = at
+            else:
+                bytebuf_append(offsets, &at.offset, sizeof(at.offset))
+    return order_of(segment, offsets)
+
+
+# Read the next names of a source. False when there are none.
+cdef bint refill(Cursor c, Source source) except -1:
+    cdef uint32_t offsets[BLOCK]
+    cdef Segment segment = source.segment
+    cdef Name* name
+    cdef Record r
+    cdef size_t n, i
+    source.at = 0
+    source.count = 0
+    while source.count == 0 and source.next < source.end:
+        n = min(source.end - source.next, <size_t>BLOCK)
+        if order_offsets(source.order, source.next, n, offsets) < 0:
+            source.next += n
+            continue
+        for i in range(n):
+            kv_prefetch(segment.map + offsets[i])
+        bytebuf_clear(source.arena, ARENA)
+        for i in range(n):
+            if source.arena.len > ARENA:
+                break
+            source.next += 1
+            name = &source.block[source.count]
+            if segment_header(segment, offsets[i], segment.flushed, &r) < 0:
+                continue
+            bytebuf_reserve(source.arena, r.key.len)
+            if segment_copy_from(r.key.ptr, source.arena.data + source.arena.len, r.key.len) < 0:
+                continue
+            name.offset = offsets[i]
+            name.length = <uint32_t>r.size
+            name.expires_at = r.expires_at
+            name.key = <uint32_t>source.arena.len
+            name.key_len = <uint32_t>r.key.len
+            name.hash = index_hash(c.index, source.arena.data + source.arena.len, r.key.len)
+            index_prefetch(c.index, name.hash)
+            source.arena.len += r.key.len
+            source.count += 1
+    return source.count > 0
+
+
+cdef inline Slice current(Source source) noexcept:
+    return slice_of(source.arena.data + source.block[source.at].key, source.block[source.at].key_len)
+
+
+cdef inline bint comes_first(Source a, Source b) noexcept:
+    cdef Slice x = current(a), y = current(b)
+    cdef int order = memcmp(x.ptr, y.ptr, min(x.len, y.len))
+    return order < 0 if order else x.len < y.len
+
+
+cdef int sink(list heap, size_t i) except -1:
+    cdef size_t n = len(heap), child
+    cdef Source moved = heap[i]
+    while 2 * i + 1 < n:
+        child = 2 * i + 1
+        if child + 1 < n and comes_first(<Source>heap[child + 1], <Source>heap[child]):
+            child += 1
+        if not comes_first(<Source>heap[child], moved):
+            break
+        heap[i] = heap[child]
+        i = child
+    heap[i] = moved
+    return 0
+
+
+# Leave the current name of the first source behind.
+cdef int advance(Cursor c) except -1:
+    cdef Source source = <Source>c.heap[0]
+    source.at += 1
+    if source.at == source.count and not refill(c, source):
+        source = c.heap.pop()
+        if not c.heap:
+            return 0
+        c.heap[0] = source
+    if len(c.heap) > 1:
+        sink(c.heap, 0)
+    return 0
+
+
+# Where the record of this name is now, if the key is there. Raises MemoryError.
+cdef bint locate(Cursor c, Segment segment, const Name* name, Slice key, ByteBuf out, Location* at) except -1:
+    cdef Entry* entry = index_first(c.index, name.hash)
+    cdef Record r
+    while entry != NULL:
+        if entry.at.offset == name.offset and entry.at.segment == segment.slot:
+            at[0] = entry.at
+            return True
+        entry = index_next(c.index, name.hash, entry)
+    if lookup_entry(c.index, c.log, name.hash, key, out, &entry) != NOT_FOUND:
+        at[0] = entry.at
+        return True
+    # Replaced or deleted long ago, as a rule; or its key is damaged, and its entry has another hash.
+    at[0] = Location(segment.slot, name.offset, name.length)
+    if segment.slot != NO_SLOT and name.length <= VERIFIED and lookup_record(c.log, at[0], out, &r) == DAMAGED:
+        c.damaged = at[0]
+    return False
+
+
+cdef int scan_next(Cursor c, bint values, ByteBuf out, Record* r) except -1:
+    cdef Source source
+    cdef Name* name
     cdef Slice key
     cdef Location at
-    while c.next < c.names.len // sizeof(Slice):
-        key = names[c.next]
-        c.next += 1
-        found = lookup_read(c.index, c.log, index_hash(c.index, key.ptr, key.len), key, out, r, &at)
-        if found == FOUND and not (r.expires_at and r.expires_at <= log_now(c.log)):
-            return 1
-        if found == DAMAGED:
+    cdef uint64_t deadline
+    if c.begun:
+        advance(c)
+        c.begun = False
+    while c.heap:
+        source = <Source>c.heap[0]
+        name = &source.block[source.at]
+        key = current(source)
+        if key.len == c.last.len and key.len and memcmp(key.ptr, c.last.data, key.len) == 0:
+            advance(c)
+            continue
+        bytebuf_clear(c.last, ARENA)
+        bytebuf_append(c.last, key.ptr, key.len)
+        if not locate(c, source.segment, name, key, out, &at):
+            advance(c)
+            continue
+        deadline = name.expires_at if at.offset == name.offset and at.segment == source.segment.slot else (
+            deadline_of(c.log, at))
+        if 0 < deadline <= log_now(c.log):
+            advance(c)
+            continue
+        c.begun = True
+        r.key = key
+        if values and lookup_record(c.log, at, out, r) == DAMAGED:
             lookup_damaged(c.log, at)
-    bytebuf_clear(c.names, 0)
-    bytebuf_clear(c.arena, 0)
+        return 1
     if c.damaged.length:
         at = c.damaged
         c.damaged.length = 0

@@ -12,12 +12,14 @@ Thread: the owner's, but for segment_copy and segment_key_equal, which any threa
 from libc.stdint cimport uint32_t, uint64_t
 
 from kvcore.files cimport Files
+from kvcore.record cimport Record
 from kvcore.types cimport uint8_t
 
 
 cdef enum:
     SEGMENT_HEADER = 64
     SEGMENT_FORMAT = 1
+    NO_SLOT = 0xFFFFFFFF
 
 cdef uint64_t SEGMENT_LIMIT     # bytes: offsets fit 32 bits
 
@@ -26,6 +28,7 @@ cdef class Segment:
     cdef Files files
     cdef readonly bytes path
     cdef readonly uint32_t id
+    cdef uint32_t slot              # place in Log.segments, which is how the index names it; NO_SLOT: none (any more)
     cdef int fd                     # -1 once sealed and no longer needed for writing or syncing
     cdef int pins                   # jobs that use fd right now
     cdef uint32_t seed
@@ -37,6 +40,9 @@ cdef class Segment:
     cdef readonly bint sealed
     cdef readonly uint64_t dead     # bytes of records that no longer count
     cdef readonly uint64_t records
+    cdef list runs                  # of Order, see order.pxd; None: not asked for yet
+    cdef uint64_t ordered           # bytes that the runs cover
+    cdef bint settling              # a job is making the one final order of a sealed segment
     cdef readonly uint64_t min_version
     cdef readonly uint64_t max_version
 
@@ -61,6 +67,16 @@ cdef int segment_copy(Segment s, uint64_t offset, void* dst, size_t n) noexcept 
 
 # Does the record of `size` bytes at offset hold this key, by its bytes alone? 1, 0, or -1 when they cannot be read.
 cdef int segment_key_equal(Segment s, uint64_t offset, size_t size, const uint8_t* key, size_t n) noexcept nogil
+
+# Split the header of the record at offset; its key and value point into the mapping, unread. 0, or -1 when the header
+# cannot be read or claims what cannot be: a record beyond `end`, or of a version the segment does not hold.
+cdef int segment_header(Segment s, uint64_t offset, uint64_t end, Record* r) noexcept nogil
+
+# Copy n mapped bytes out. 0, or -1 when they cannot be read.
+cdef int segment_copy_from(const void* mapped, void* dst, size_t n) noexcept nogil
+
+# Compare the key of the record at offset with the n bytes at key, as memcmp does. 1 when it cannot be read.
+cdef int segment_compare(Segment s, uint64_t offset, const uint8_t* key, size_t n) noexcept nogil
 
 # Open descriptors and mappings of all segments of the process: what the tests balance.
 cdef long segments_open

@@ -1,12 +1,13 @@
 import os
 
+cimport cython
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
 from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
 
 from kvcore.files cimport files_check, files_read, files_write
-from kvcore.record cimport crc32c_of
+from kvcore.record cimport RECORD_DEADLINE, RECORD_EXPIRES, RECORD_HEADER, Record, crc32c_of, record_decode
 
 from kvcore.errors import CorruptionError
 
@@ -14,6 +15,7 @@ from kvcore.errors import CorruptionError
 cdef extern from "guard.h" nogil:
     int kv_guard_install()
     int kv_guard_copy(void* dst, const void* src, size_t n)
+    int kv_guard_compare(const void* mapped, size_t m, const void* key, size_t n, int* order)
     int kv_guard_key_equal(const uint8_t* record, size_t size, const void* key, size_t n)
 
 
@@ -25,11 +27,13 @@ if kv_guard_install() != 0:
     raise OSError("cannot install a handler for SIGBUS")
 
 
+@cython.no_gc_clear             # __dealloc__ needs the file table
 cdef class Segment:
     """One segment file of a store. Made by the engine only."""
 
     def __cinit__(self):
         self.fd = -1
+        self.slot = NO_SLOT
 
     def __dealloc__(self):
         global segments_open
@@ -160,3 +164,32 @@ cdef int segment_key_equal(Segment s, uint64_t offset, size_t size, const uint8_
     if offset > s.mapped or size > s.mapped - offset:
         return -1
     return kv_guard_key_equal(s.map + offset, size, key, n)
+
+
+cdef int segment_header(Segment s, uint64_t offset, uint64_t end, Record* r) noexcept nogil:
+    cdef uint8_t raw[RECORD_HEADER + RECORD_DEADLINE]
+    cdef const uint8_t* record = s.map + offset
+    if offset + RECORD_HEADER > min(end, <uint64_t>s.mapped):
+        return -1
+    if kv_guard_copy(raw, record, RECORD_HEADER) < 0:
+        return -1
+    if raw[19] & RECORD_EXPIRES and (
+            offset + sizeof(raw) > s.mapped or kv_guard_copy(raw, record, sizeof(raw)) < 0):
+        return -1
+    if record_decode(raw, min(end, <uint64_t>s.mapped) - offset, r) < 0:
+        return -1
+    r.key.ptr = record + (r.key.ptr - raw)
+    r.value.ptr = r.key.ptr + r.key.len
+    return 0 if s.min_version <= r.version <= s.max_version else -1
+
+
+cdef int segment_copy_from(const void* mapped, void* dst, size_t n) noexcept nogil:
+    return kv_guard_copy(dst, mapped, n)
+
+
+cdef int segment_compare(Segment s, uint64_t offset, const uint8_t* key, size_t n) noexcept nogil:
+    cdef Record r
+    cdef int order = 1
+    if segment_header(s, offset, s.flushed, &r) == 0:
+        kv_guard_compare(r.key.ptr, r.key.len, key, n, &order)
+    return order

@@ -15,7 +15,7 @@ from kvcore.log cimport (
 from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read
 from kvcore.record cimport COMMIT_SIZE, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
 from kvcore.recovery cimport Recovered, recover
-from kvcore.scan cimport Cursor, scan_next, scan_prefix
+from kvcore.scan cimport Cursor, scan_next, scan_range
 from kvcore.segment cimport SEGMENT_HEADER, Segment
 from kvcore.types cimport MAX_KEY_SIZE, MAX_VALUE_SIZE, slice_of, uint8_t
 
@@ -168,8 +168,11 @@ cdef class Store:
 
     def keys(self, bytes prefix not None=b""):
         """Iterate over the keys (bytes) that begin with `prefix`, in byte order. Raises CorruptionError, ClosedError."""
-        for key, _ in self.items(prefix):
-            yield key
+        cursor = store_scan(self, view(prefix))
+        key = ByteBuf()
+        while store_next(self, cursor, key, None):
+            yield bytes(key)
+            bytebuf_clear(key, SCRATCH_KEPT)
 
     def items(self, bytes prefix not None=b""):
         """Iterate over (key, value) pairs of bytes, by key. Raises CorruptionError, ClosedError."""
@@ -241,7 +244,8 @@ cdef class Store:
         dead += self.log.buf_dead
         return {
             "keys": self.index.count, "segments": len(self.log.segments), "live_bytes": used - dead, "dead_bytes": dead,
-            "disk_bytes": allocated, "index_bytes": index_bytes(self.index), "deadline_bytes": self.deadlines.heap.len, "unsynced_bytes": self.unsynced,
+            "disk_bytes": allocated, "index_bytes": index_bytes(self.index),
+            "deadline_bytes": self.deadlines.heap.len, "unsynced_bytes": self.unsynced,
             "flushes": self.flushes, "damaged_reads": self.damaged_reads}
 
 
@@ -496,15 +500,22 @@ cdef int take_back(Store s) except -1:
     return 0
 
 
+# The first bytes above all that begin with `prefix`; None: there are none.
+cdef bytes prefix_end(bytes prefix):
+    cdef bytes rest = prefix.rstrip(b"\xff")
+    return rest[:len(rest) - 1] + bytes([rest[len(rest) - 1] + 1]) if rest else None
+
+
 cdef object store_scan(Store s, Slice prefix):
+    cdef bytes end = prefix_end(prefix.ptr[:prefix.len])
     store_flush(s)
-    return scan_prefix(s.index, s.log, prefix)
+    return scan_range(s.index, s.log, prefix, slice_of(NULL, 0) if end is None else view(end))
 
 
 cdef int store_next(Store s, object cursor, ByteBuf keys, ByteBuf values) except -1:
     cdef Record r
     check_open(s)
-    if scan_next(<Cursor?>cursor, s.scratch, &r) == 0:
+    if scan_next(<Cursor?>cursor, values is not None, s.scratch, &r) == 0:
         return 0
     if keys is not None:
         bytebuf_append(keys, r.key.ptr, r.key.len)

@@ -18,6 +18,7 @@ from kvnet.commands.text import COMMANDS
 cdef enum:
     FLUSH_AT = 1 << 20          # unflushed bytes after which a run flushes in between
     REPLIES_AT = 1 << 20        # reply bytes waiting after which nothing more is executed
+    LIST_PART = 1 << 16         # bytes of a list made at a time: about a millisecond
     KEPT = 1 << 16              # bytes of room that buffers keep when they are empty
     INVALID = TEXT_COMMANDS     # the row of what is no command
 
@@ -168,7 +169,7 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
     if store_pending(c.store) >= FLUSH_AT and not settle(s):
         return True
     if c.cursor is not None:
-        text_list_more(c, REPLIES_AT)
+        text_list_more(c, c.out.len + LIST_PART)
         return c.cursor is None
     if c.out.len >= REPLIES_AT:
         return False

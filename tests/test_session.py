@@ -154,7 +154,7 @@ class ReplyTest(SessionCase):
             f.seek(content.index(b"second"))
             f.write(b"S")
         self.assertEqual(self.talk(session, b"read ab\rread aa\r"), b"error\rfirst\r")
-        self.assertEqual(self.talk(session, b"reads a\r"), b"first\rthird\rerror\r")
+        self.assertEqual(self.talk(session, b"reads a\r"), b"first\rerror\rthird\r")
         self.assertEqual(self.metrics.count("text", "read", "error"), 1)
 
     def test_escabelo_dialect(self):

@@ -1,0 +1,427 @@
+import os
+
+cimport cython
+from libc.stdint cimport int64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy
+from posix.fcntl cimport O_RDONLY
+
+from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
+from kvcore.files cimport files_replace
+from kvcore.record cimport RECORD_KIND, Record, crc32c_of
+from kvcore.segment cimport SEGMENT_HEADER, segment_compare, segment_copy_from, segment_header
+
+
+cdef enum:
+    ORDER_HEADER = 40
+    CHUNK = 1 << 16
+    MOST_RUNS = 8
+
+cdef bytes MAGIC = b"kvord\r\n\x1a"
+
+
+# A key while it is sorted. chunk: 8 bytes of it, big endian, padded with zeros.
+cdef struct Item:
+    uint64_t chunk
+    const uint8_t* key
+    uint32_t len
+    uint32_t offset
+
+
+@cython.no_gc_clear             # __dealloc__ needs the file table
+cdef class Order:
+    """Offsets of records, ascending by key. Made by the engine only."""
+
+    def __dealloc__(self):
+        if self.map != NULL:
+            self.files.call.unmap(self.files.ctx, self.map, self.mapped)
+
+
+cdef bytes order_path(Segment s):
+    return s.path[:len(s.path) - 4] + b".ord"
+
+
+cdef int order_offsets(Order o, size_t i, size_t n, uint32_t* dst) noexcept nogil:
+    if o.map == NULL:
+        memcpy(dst, <uint32_t*>o.owned.data + i, n * sizeof(uint32_t))
+        return 0
+    return segment_copy_from(o.map + ORDER_HEADER + i * sizeof(uint32_t), dst, n * sizeof(uint32_t))
+
+
+cdef size_t order_seek(Order o, Segment s, Slice key) noexcept nogil:
+    cdef size_t low = 0, high = o.count, middle
+    cdef uint32_t offset
+    while low < high:
+        middle = (low + high) // 2
+        if order_offsets(o, middle, 1, &offset) == 0 and segment_compare(s, offset, key.ptr, key.len) < 0:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+# ---- sorting: three-way radix quicksort (Bentley, Sedgewick: "Fast algorithms for sorting and searching strings", 1997),
+# eight bytes at a time.
+
+cdef inline uint64_t chunk_of(const Item* item, size_t depth) noexcept nogil:
+    cdef uint8_t raw[8]
+    cdef uint64_t chunk = 0
+    cdef int i
+    cdef size_t left = item.len - depth if item.len > depth else 0
+    if left >= 8:
+        memcpy(raw, item.key + depth, 8)
+        left = 8
+    else:
+        memcpy(raw, item.key + min(depth, <size_t>item.len), left)
+    for i in range(8):
+        chunk = chunk << 8 | (raw[i] if <size_t>i < left else 0)
+    return chunk
+
+
+# Equal in every byte that both have: the shorter one first, and of one key the older record.
+cdef inline bint ends_first(const Item* a, const Item* b) noexcept nogil:
+    return a.offset < b.offset if a.len == b.len else a.len < b.len
+
+
+cdef inline bint is_less(const Item* a, const Item* b, size_t depth) noexcept nogil:
+    cdef int order
+    if a.chunk != b.chunk:
+        return a.chunk < b.chunk
+    if a.len > depth and b.len > depth:
+        order = memcmp(a.key + depth, b.key + depth, min(a.len, b.len) - depth)
+        if order:
+            return order < 0
+    return ends_first(a, b)
+
+
+cdef inline uint64_t middle_of(uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
+    return max(min(a, b), min(max(a, b), c))
+
+
+cdef void sort_few(Item* items, size_t n, size_t depth) noexcept nogil:
+    cdef size_t i, j
+    cdef Item moved
+    for i in range(1, n):
+        moved = items[i]
+        j = i
+        while j > 0 and is_less(&moved, &items[j - 1], depth):
+            items[j] = items[j - 1]
+            j -= 1
+        items[j] = moved
+
+
+# Sort items whose keys agree in their first `depth` bytes and whose chunks are those at `depth`.
+cdef void sort_items(Item* items, size_t n, size_t depth) noexcept nogil:
+    cdef size_t below, above, i
+    cdef uint64_t pivot
+    cdef Item swap
+    while n > 12:
+        pivot = middle_of(items[0].chunk, items[n // 2].chunk, items[n - 1].chunk)
+        below = 0
+        above = n
+        i = 0
+        while i < above:
+            if items[i].chunk < pivot:
+                swap = items[i]
+                items[i] = items[below]
+                items[below] = swap
+                below += 1
+                i += 1
+            elif items[i].chunk > pivot:
+                above -= 1
+                swap = items[i]
+                items[i] = items[above]
+                items[above] = swap
+            else:
+                i += 1
+        sort_equal(items + below, above - below, depth)
+        # The smaller side by recursion, the larger by going on: the stack stays logarithmic.
+        if below < n - above:
+            sort_items(items, below, depth)
+            items += above
+            n -= above
+        else:
+            sort_items(items + above, n - above, depth)
+            n = below
+    sort_few(items, n, depth)
+
+
+# Sort items whose chunks at `depth` are equal: those that end within it come first, the others by their next bytes.
+cdef void sort_equal(Item* items, size_t n, size_t depth) noexcept nogil:
+    cdef size_t ended = 0, i
+    cdef Item swap
+    if n < 2:
+        return
+    for i in range(n):
+        if items[i].len <= depth + 8:
+            swap = items[i]
+            items[i] = items[ended]
+            items[ended] = swap
+            ended += 1
+    sort_ended(items, ended)
+    for i in range(ended, n):
+        items[i].chunk = chunk_of(&items[i], depth + 8)
+    sort_items(items + ended, n - ended, depth + 8)
+
+
+# Many records of one key: a heap sort, for no order they come in makes it slow.
+cdef void sort_ended(Item* items, size_t n) noexcept nogil:
+    cdef size_t start = n // 2, end = n, i, child
+    cdef Item moved
+    while end > 1:
+        if start > 0:
+            start -= 1
+            moved = items[start]
+        else:
+            end -= 1
+            moved = items[end]
+            items[end] = items[0]
+        i = start
+        while 2 * i + 1 < end:
+            child = 2 * i + 1
+            if child + 1 < end and ends_first(&items[child], &items[child + 1]):
+                child += 1
+            if not ends_first(&moved, &items[child]):
+                break
+            items[i] = items[child]
+            i = child
+        items[i] = moved
+
+
+cdef Order sorted_order(Segment s, Item* items, size_t n):
+    cdef Order o = Order()
+    cdef uint32_t* dst
+    cdef size_t i
+    o.owned = ByteBuf()
+    o.count = n
+    dst = <uint32_t*>bytebuf_reserve(o.owned, n * sizeof(uint32_t))
+    with nogil:
+        for i in range(n):
+            items[i].chunk = chunk_of(&items[i], 0)
+        sort_items(items, n, 0)
+        for i in range(n):
+            dst[i] = items[i].offset
+    o.owned.len = n * sizeof(uint32_t)
+    return o
+
+
+# ---- building
+
+# Walk the records in [start, end): count those that have a key, and the bytes of their keys. -1 at a gap.
+cdef int survey(Segment s, uint64_t start, uint64_t end, size_t* records, size_t* key_bytes) noexcept nogil:
+    cdef Record r
+    records[0] = 0
+    key_bytes[0] = 0
+    while start < end:
+        if segment_header(s, start, end, &r) < 0:
+            return -1
+        if r.flags & RECORD_KIND == 0:
+            records[0] += 1
+            key_bytes[0] += r.key.len
+        start += r.size
+    return 0
+
+
+# Fill items and copy their keys. -1 when a page cannot be read.
+cdef int gather(Segment s, uint64_t start, uint64_t end, Item* items, uint8_t* arena) noexcept nogil:
+    cdef Record r
+    cdef size_t i = 0
+    while start < end:
+        if segment_header(s, start, end, &r) < 0:
+            return -1
+        if r.flags & RECORD_KIND == 0:
+            if segment_copy_from(r.key.ptr, arena, r.key.len) < 0:
+                return -1
+            items[i].key = arena
+            items[i].len = <uint32_t>r.key.len
+            items[i].offset = <uint32_t>start
+            arena += r.key.len
+            i += 1
+        start += r.size
+    return 0
+
+
+cdef Order order_build(Segment s, uint64_t start, uint64_t end):
+    cdef size_t n = 0, key_bytes = 0
+    cdef Item* items
+    cdef uint8_t* arena
+    cdef int result
+    with nogil:
+        result = survey(s, start, end, &n, &key_bytes)
+    if result < 0:
+        return None
+    items = <Item*>malloc(n * sizeof(Item) + 1)
+    arena = <uint8_t*>malloc(key_bytes + 1)
+    try:
+        if items == NULL or arena == NULL:
+            raise MemoryError(f"no memory to sort {n} keys")
+        with nogil:
+            result = gather(s, start, end, items, arena)
+        return None if result < 0 else sorted_order(s, items, n)
+    finally:
+        free(items)
+        free(arena)
+
+
+cdef Order order_of(Segment s, ByteBuf offsets):
+    cdef size_t n = offsets.len // sizeof(uint32_t), i
+    cdef uint32_t* at = <uint32_t*>offsets.data
+    cdef Item* items = <Item*>malloc(n * sizeof(Item) + 1)
+    cdef ByteBuf keys = ByteBuf()
+    cdef Record r
+    cdef size_t kept = 0, used = 0
+    try:
+        if items == NULL:
+            raise MemoryError(f"no memory to sort {n} keys")
+        for i in range(n):
+            if segment_header(s, at[i], s.flushed, &r) < 0:
+                continue
+            bytebuf_reserve(keys, r.key.len)
+            if segment_copy_from(r.key.ptr, keys.data + keys.len, r.key.len) < 0:
+                continue
+            items[kept].len = <uint32_t>r.key.len
+            items[kept].offset = at[i]
+            kept += 1
+            keys.len += r.key.len
+        for i in range(kept):
+            items[i].key = keys.data + used
+            used += items[i].len
+        return sorted_order(s, items, kept)
+    finally:
+        free(items)
+        bytebuf_clear(offsets, 0)
+
+
+# Merge two runs of one segment.
+cdef Order merged(Segment s, Order a, Order b):
+    cdef Order o = Order()
+    cdef size_t i = 0, j = 0
+    cdef uint32_t* x = <uint32_t*>a.owned.data
+    cdef uint32_t* y = <uint32_t*>b.owned.data
+    cdef uint32_t* dst
+    cdef Record r
+    o.owned = ByteBuf()
+    o.count = a.count + b.count
+    dst = <uint32_t*>bytebuf_reserve(o.owned, o.count * sizeof(uint32_t))
+    cdef ByteBuf key = ByteBuf()
+    while i < a.count and j < b.count:
+        # One side's key is copied out; the other is compared in place.
+        if segment_header(s, x[i], s.flushed, &r) < 0:
+            r.key.len = 0
+        bytebuf_reserve(key, r.key.len)
+        if segment_copy_from(r.key.ptr, key.data, r.key.len) < 0:
+            r.key.len = 0
+        while j < b.count and segment_compare(s, y[j], key.data, r.key.len) < 0:
+            dst[i + j] = y[j]
+            j += 1
+        dst[i + j] = x[i]
+        i += 1
+    memcpy(dst + i + j, x + i, (a.count - i) * sizeof(uint32_t))
+    i = a.count
+    memcpy(dst + i + j, y + j, (b.count - j) * sizeof(uint32_t))
+    o.owned.len = o.count * sizeof(uint32_t)
+    return o
+
+
+cdef list order_runs(Segment s):
+    cdef Order run
+    cdef list runs
+    # Sealed with runs of its own, it goes on with these: a whole sort would hold up whoever asks now.
+    if s.sealed and s.runs is None and not s.settling:
+        run = load(s)
+        if run is None:
+            run = order_build(s, SEGMENT_HEADER, s.flushed)
+            if run is None:
+                return None
+            order_save(s, run)
+        order_settle(s, run)
+    if s.runs is None:
+        s.runs = []
+        s.ordered = SEGMENT_HEADER
+    runs = s.runs
+    if s.ordered < s.flushed:
+        run = order_build(s, s.ordered, s.flushed)
+        if run is None:
+            return None
+        s.ordered = s.flushed
+        runs.append(run)
+        # A few runs more cost a scan less than merging them beforehand; the cheapest merge first.
+        if len(runs) > MOST_RUNS:
+            i = min(range(len(runs) - 1), key=lambda i: runs[i].count + runs[i + 1].count)
+            runs[i:i + 2] = [merged(s, runs[i], runs[i + 1])]
+    return list(runs)
+
+
+cdef int order_settle(Segment s, Order o) except -1:
+    # Saved, it is better read from the file: those pages can be dropped.
+    if o.map == NULL:
+        o = load(s) or o
+    s.runs = [o]
+    s.ordered = s.flushed
+    return 0
+
+
+# ---- the file
+
+cdef int order_save(Segment s, Order o) except -1:
+    cdef ByteBuf content = ByteBuf()
+    cdef uint8_t* head = bytebuf_reserve(content, ORDER_HEADER)
+    fill_header(head, s, <uint32_t>o.count)
+    content.len = 36
+    cdef uint32_t checksum = <uint32_t>crc32c_of(head, 36, 0)
+    checksum = <uint32_t>crc32c_of(o.owned.data, o.owned.len, checksum)
+    bytebuf_append(content, &checksum, 4)
+    bytebuf_append(content, o.owned.data, o.owned.len)
+    directory, name = os.path.split(order_path(s))
+    return files_replace(s.files, directory, name, bytes(content))
+
+
+cdef void fill_header(uint8_t* head, Segment s, uint32_t count) noexcept:
+    cdef uint32_t format = 1
+    cdef uint64_t id = s.id
+    memcpy(head, <const char*>MAGIC, 8)
+    memcpy(head + 8, &format, 4)
+    memcpy(head + 12, &s.seed, 4)
+    memcpy(head + 16, &id, 8)
+    memcpy(head + 24, &s.flushed, 8)
+    memcpy(head + 32, &count, 4)
+
+
+# The order from the file; None when it is missing or not this segment's.
+cdef Order load(Segment s):
+    cdef Order o = Order()
+    cdef uint8_t expected[ORDER_HEADER]
+    cdef uint8_t head[ORDER_HEADER]
+    cdef uint32_t count
+    cdef int64_t size
+    cdef int fd = s.files.call.open(s.files.ctx, order_path(s), O_RDONLY, 0)
+    if fd < 0:
+        return None
+    size = s.files.call.size(s.files.ctx, fd)
+    o.files = s.files
+    if size >= ORDER_HEADER:
+        o.map = s.files.call.map(s.files.ctx, fd, size)
+        o.mapped = size
+    s.files.call.close(s.files.ctx, fd)
+    if o.map == NULL or segment_copy_from(o.map, head, ORDER_HEADER) < 0:
+        return None
+    memcpy(&count, head + 32, 4)
+    fill_header(expected, s, count)
+    if memcmp(head, expected, 36) != 0 or <uint64_t>size != ORDER_HEADER + <uint64_t>count * sizeof(uint32_t):
+        return None
+    o.count = count
+    return o if checksum_holds(o, head) else None
+
+
+cdef bint checksum_holds(Order o, const uint8_t* head) except -1:
+    cdef uint8_t chunk[CHUNK]
+    cdef size_t at = ORDER_HEADER, n
+    cdef uint32_t stored, checksum = <uint32_t>crc32c_of(head, 36, 0)
+    memcpy(&stored, head + 36, 4)
+    while at < o.mapped:
+        n = min(o.mapped - at, <size_t>CHUNK)
+        if segment_copy_from(o.map + at, chunk, n) < 0:
+            return False
+        checksum = <uint32_t>crc32c_of(chunk, n, checksum)
+        at += n
+    return checksum == stored
