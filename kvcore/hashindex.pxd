@@ -54,6 +54,9 @@ cdef Entry* index_next(HashIndex index, uint64_t hash, Entry* entry) noexcept no
 # Add an entry; equal hashes may stand beside each other. Raises MemoryError, and has changed nothing then.
 cdef int index_insert(HashIndex index, uint64_t hash, Location at) except -1
 
+# Fill an empty partition with entries in ascending order of their hash. Raises MemoryError.
+cdef int index_fill(HashIndex index, int partition, const Entry* entries, uint32_t count) except -1
+
 # Take an entry out that index_first or index_next gave.
 cdef void index_remove(HashIndex index, uint64_t hash, Entry* entry) noexcept
 

@@ -199,6 +199,26 @@ cdef int index_insert(HashIndex index, uint64_t hash, Location at) except -1:
     return 0
 
 
+cdef int index_fill(HashIndex index, int partition, const Entry* entries, uint32_t count) except -1:
+    cdef Partition* part = &index.partitions[partition]
+    cdef uint32_t i, place, free_place = 0
+    if count == 0:
+        return 0
+    if resize(part, count + count // 4 + SMALLEST) == -1:
+        raise MemoryError("no memory for the index")
+    for i in range(count):
+        place = max(home_of(part.capacity, entries[i].hash), free_place)
+        if place >= part.places - 1:
+            # A run that reaches the end of the table: rare, and left to the ordinary way.
+            index_insert(index, <uint64_t>partition << 56 | entries[i].hash, entries[i].at)
+            continue
+        part.entries[place] = entries[i]
+        free_place = place + 1
+        part.count += 1
+        index.count += 1
+    return 0
+
+
 cdef void index_remove(HashIndex index, uint64_t hash, Entry* entry) noexcept:
     cdef Partition* part = partition_of(index, hash)
     cdef uint32_t place = <uint32_t>(entry - part.entries)

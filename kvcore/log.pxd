@@ -43,6 +43,7 @@ cdef class Log:
     cdef uint64_t flushed_total         # bytes ever handed to the kernel, headers included
     cdef uint32_t synced_id             # position up to which the log is on the disk
     cdef uint32_t synced_offset
+    cdef uint64_t checkpoint_total      # flushed_total at the last checkpoint
     cdef int64_t marked_at              # clock, and flushed_total, at the last mark
     cdef uint64_t marked_total
     cdef bint mark_due

@@ -153,6 +153,7 @@ cdef int log_flush(Log log) except -1:
     active.flushed = end
     active.records += log.buf_records
     active.dead += log.buf_dead
+    active.buried += log.buf_dead
     active.min_version = min(active.min_version, log.buf_first)
     active.max_version = log.last_version
     active.allocated = max(active.allocated, end)
@@ -299,7 +300,7 @@ cdef class SyncJob(Job):
             break_log(self.log, str(self.error.strerror))
             raise ReadOnlyError(self.log.broken)
         segment, end = self.items[len(self.items) - 1]
-        if (segment.id, end) > (self.log.synced_id, self.log.synced_offset):
+        if (segment.id, end) >= (self.log.synced_id, self.log.synced_offset):
             self.log.synced_id = segment.id
             self.log.synced_offset = <uint32_t>end
             note_synced(self.log)
@@ -385,7 +386,7 @@ cdef bytes log_manifest(Log log, list sealing, uint32_t made):
         if segment.sealed or segment in sealing:
             lines.append({
                 "id": segment.id, "state": "sealed", "bytes": segment.flushed, "records": segment.records,
-                "min_version": segment.min_version, "max_version": segment.max_version})
+                "min_version": segment.min_version, "max_version": segment.max_version, "buried": segment.buried})
         else:
             lines.append({"id": segment.id, "state": "open"})
     if made:

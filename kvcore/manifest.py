@@ -9,14 +9,14 @@ from kvcore.errors import CorruptionError, StorageError
 FORMAT = 1
 NAME = "MANIFEST"
 
-_SEALED_FIELDS = ("bytes", "records", "min_version", "max_version")
+_SEALED_FIELDS = ("bytes", "records", "min_version", "max_version", "buried")
 
 
 def encode(store_id, hash_secret, next_id, segments):
     """Return the manifest as bytes.
 
     store_id, hash_secret: 16 bytes each. next_id: int. segments: list of dict, ascending by "id", each with "state" "open",
-    or "sealed" and the ints "bytes", "records", "min_version", "max_version".
+    or "sealed" and the ints "bytes", "records", "min_version", "max_version", "buried".
     """
     head = {"format": FORMAT, "store_id": store_id.hex(), "hash_secret": hash_secret.hex(), "next_id": next_id}
     text = "".join(json.dumps(line) + "\n" for line in [head, *segments]).encode()

@@ -4,11 +4,14 @@ import time
 
 from libc.errno cimport EAGAIN, EEXIST, ENOENT
 from libc.stdint cimport int64_t, uint32_t
+from libc.string cimport memset
 from posix.fcntl cimport O_CREAT, O_RDONLY, O_RDWR
 
-from kvcore.bytebuf cimport ByteBuf
+from kvcore.bytebuf cimport ByteBuf, bytebuf_reserve
+from kvcore.checkpoint cimport checkpoint_load
 from kvcore.expiry cimport Deadlines
 from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
+from kvcore.hashindex cimport PARTITIONS, Partition
 from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_seal
 from kvcore.replay cimport Replay, replay_data_end, replay_finish, replay_segment
 from kvcore.segment cimport (
@@ -149,14 +152,24 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
         log.next_id += 1
         log_publish(log, log_manifest(log, [], 0))
     result.deadlines = Deadlines()
+    covered = checkpoint_load(log, result.index, result.deadlines)
+    if covered is None:
+        covered = {}
+        result.index = HashIndex(log.hash_secret)
+        result.deadlines = Deadlines()
     replay = Replay(log, result.index, result.deadlines)
-    replay_all(replay)
+    if covered:
+        # A checkpoint is published only when the log is synced beyond what it covers; empty segments are not reached yet.
+        replay.synced_id, replay.synced_offset = max(
+            ((id, end) for id, end in covered.items() if end > SEGMENT_HEADER), default=(0, 0))
+    replay_all(replay, covered)
+    count_dead(log, result.index)
     choose_active(log)
-    log.last_version = max(replay.newest, *(line.get("max_version", 0) for line in lines), 0)
+    log.last_version = max(log.last_version, replay.newest, *(line.get("max_version", 0) for line in lines))
     log.synced_id = replay.synced_id
     log.synced_offset = <uint32_t>replay.synced_offset
     result.report = {
-        "records": replay.records, "segments": len(log.segments), "torn_bytes": replay.torn_bytes,
+        "records": replay.records, "checkpoint": bool(covered), "segments": len(log.segments), "torn_bytes": replay.torn_bytes,
         "damaged_bytes": replay.damaged_bytes, "damaged_ranges": replay.damaged_ranges,
         "lost_keys": len(replay.lost), "messages": replay.messages}
     if log.spare is None or log.full:
@@ -209,17 +222,18 @@ cdef int open_segment(Log log, dict line) except -1:
         s.allocated = line["bytes"]
         s.synced = line["bytes"]
         s.min_version = line["min_version"]
+        s.max_version = line["max_version"]
     log_add_segment(log, s)
     segment_map(s, s.allocated if s.sealed else max(s.allocated, log.segment_size))
     return 0
 
 
 # Oldest first: sealed segments by the age of their records, then the open ones as they were written.
-cdef int replay_all(Replay replay) except -1:
+cdef int replay_all(Replay replay, dict covered) except -1:
     cdef Log log = replay.log
     cdef Segment s
     cdef uint32_t slot
-    cdef uint64_t data_end
+    cdef uint64_t data_end, start
     cdef list ends = [replay_data_end(replay, s) if not s.sealed else s.allocated for s in log.segments]
     cdef object order = sorted(range(len(log.segments)), key=lambda slot: replay_key(log.segments[slot]))
     cdef uint32_t last = max((s.id for s, data_end in zip(log.segments, ends)
@@ -227,8 +241,10 @@ cdef int replay_all(Replay replay) except -1:
     for slot in order:
         s = log.segments[slot]
         data_end = ends[slot]
-        s.flushed = SEGMENT_HEADER
-        replay_segment(replay, slot, SEGMENT_HEADER, data_end, s.id == last)
+        start = covered.get(s.id, SEGMENT_HEADER)
+        s.flushed = start
+        replay.moving = s.compacted and s.id not in covered and len(covered) > 0
+        replay_segment(replay, slot, start, max(data_end, start), s.id == last)
         if s.sealed:
             segment_seal(s)
             if s.id > replay.synced_id:
@@ -239,6 +255,25 @@ cdef int replay_all(Replay replay) except -1:
             s.allocated = s.flushed
         log.flushed_total += s.flushed
     return replay_finish(replay)
+
+
+# What no entry of the index points at is dead.
+cdef int count_dead(Log log, HashIndex index) except -1:
+    cdef ByteBuf sums = ByteBuf()
+    cdef uint64_t* bytes_of = <uint64_t*>bytebuf_reserve(sums, len(log.segments) * sizeof(uint64_t))
+    cdef Partition* part
+    cdef Segment s
+    cdef uint32_t i
+    cdef int p
+    memset(bytes_of, 0, len(log.segments) * sizeof(uint64_t))
+    for p in range(PARTITIONS):
+        part = &index.partitions[p]
+        for i in range(part.places):
+            if part.entries[i].at.length:
+                bytes_of[part.entries[i].at.segment] += part.entries[i].at.length
+    for s in log.segments:
+        s.dead = s.flushed - SEGMENT_HEADER - bytes_of[s.slot]
+    return 0
 
 
 def replay_key(Segment s not None):

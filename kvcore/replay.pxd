@@ -24,6 +24,7 @@ cdef class Replay:
     cdef uint64_t latest_version    # version below which plausible ones lie
     cdef uint32_t synced_id         # position up to which marks and sealed segments prove the log synced
     cdef uint64_t synced_offset
+    cdef bint moving                # copies made by compaction, over a checkpoint: they replace their originals only
     cdef uint64_t records
     cdef uint64_t torn_bytes
     cdef uint64_t damaged_bytes

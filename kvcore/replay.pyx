@@ -7,7 +7,7 @@ from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.expiry cimport deadlines_add, deadlines_reserve
 from kvcore.files cimport Files, files_check, files_read, files_write
 from kvcore.hashindex cimport Entry, index_first, index_hash, index_insert, index_next, index_remove
-from kvcore.log cimport log_bury, log_copy, log_segment
+from kvcore.log cimport log_copy, log_segment
 from kvcore.lookup cimport NOT_FOUND, lookup_entry
 from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_MORE, RECORD_TOMBSTONE, Record,
@@ -124,7 +124,8 @@ cdef int apply(Replay p, const Record* r, Location at) except -1:
     cdef uint8_t raw[RECORD_HEADER]
     cdef uint64_t held = 0
     if lookup_entry(p.index, p.log, hash, r.key, p.scratch, &entry) == NOT_FOUND:
-        index_insert(p.index, hash, at)
+        if not p.moving:
+            index_insert(p.index, hash, at)
         return 0
     header = entry.at
     header.length = RECORD_HEADER
@@ -132,10 +133,8 @@ cdef int apply(Replay p, const Record* r, Location at) except -1:
     if not p.lost or (header.segment, header.offset) not in p.lost:
         if log_copy(p.log, header, raw) == 0:
             memcpy(&held, raw + 4, 8)
-    if r.version < held:
-        log_bury(p.log, at)
+    if r.version > held and p.moving or r.version < held:
         return 0
-    log_bury(p.log, entry.at)
     entry.at = at
     return 0
 
@@ -148,13 +147,14 @@ cdef int apply_good(Replay p, const Record* r, Location at) except -1:
     s.records += 1
     s.min_version = min(s.min_version, r.version)
     s.max_version = max(s.max_version, r.version)
+    if r.flags & (RECORD_KIND | RECORD_TOMBSTONE):
+        s.buried += at.length
     if r.flags & RECORD_KIND:
-        log_bury(p.log, at)
         if r.flags & RECORD_KIND == RECORD_MARK:
             note_mark(p, r)
         return 0
     apply(p, r, at)
-    if r.flags & RECORD_TOMBSTONE:
+    if r.flags & RECORD_TOMBSTONE and not p.moving:
         # It stays in the index until all is read, to hide older records that come later.
         grave.hash = index_hash(p.index, r.key.ptr, r.key.len)
         grave.at = at
@@ -210,8 +210,7 @@ cdef uint64_t replay_damage(Replay p, Segment s, Location at, uint64_t after, bi
         if end:
             record_decode(fetch(p, s, offset, RECORD_HEADER, s.allocated), s.allocated - offset, &r)
             at.length = <uint32_t>r.size
-        if not apply_lost(p, s, at, end != 0, previous):
-            log_bury(p.log, at)
+        apply_lost(p, s, at, end != 0, previous)
         offset += at.length
     quarantine(p, s, start, after)
     return after
@@ -352,7 +351,6 @@ cdef int replay_finish(Replay p) except -1:
         entry = index_first(p.index, grave[i].hash)
         while entry != NULL:
             if entry.at.segment == grave[i].at.segment and entry.at.offset == grave[i].at.offset:
-                log_bury(p.log, entry.at)
                 index_remove(p.index, grave[i].hash, entry)
                 break
             entry = index_next(p.index, grave[i].hash, entry)

@@ -39,6 +39,8 @@ cdef class Segment:
     cdef uint64_t synced            # bytes known to be on the disk
     cdef readonly bint sealed
     cdef readonly uint64_t dead     # bytes of records that no longer count
+    cdef uint64_t buried            # bytes of tombstones, marks and commits, which are among the dead
+    cdef bint compacted             # holds copies of older records
     cdef readonly uint64_t records
     cdef list runs                  # of Order, see order.pxd; None: not asked for yet
     cdef uint64_t ordered           # bytes that the runs cover

@@ -119,6 +119,7 @@ cdef Segment segment_open(Files files, bytes directory, uint32_t id, bytes store
     if header[24:40] != store_id or wide != id:
         raise CorruptionError(f"segment {name} belongs to another store; move it elsewhere")
     memcpy(&s.seed, header + 40, 4)
+    s.compacted = header[12] & 1
     return s
 
 

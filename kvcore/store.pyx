@@ -19,6 +19,7 @@ from kvcore.scan cimport Cursor, scan_next, scan_range
 from kvcore.segment cimport SEGMENT_HEADER, Segment
 from kvcore.types cimport MAX_KEY_SIZE, MAX_VALUE_SIZE, slice_of, uint8_t
 
+from kvcore.checkpoint import checkpoint_steps
 from kvcore.errors import ClosedError, UsageError
 from kvcore.syncer import Syncer
 
@@ -210,6 +211,20 @@ cdef class Store:
         check_open(self)
         return log_unsynced(self.log)
 
+    def checkpoint(self):
+        """Write an image of the index, so that the next opening need not replay what is in the log now.
+
+        Happens by itself at close and now and then. Raises StorageError, ClosedError.
+        """
+        for job in self.checkpoint_steps():
+            job.run()
+            job.finish()
+
+    def checkpoint_steps(self):
+        """The same as an iterator of Jobs: run() each, on any thread, and finish() it here before the next is asked for."""
+        store_flush(self)
+        return checkpoint_steps(self.log, self.index, self.deadlines)
+
     def close(self):
         """Flush, sync, give back the space taken ahead and let the directory go. Closing twice is no error.
 
@@ -220,9 +235,11 @@ cdef class Store:
         if self.syncer is not None:
             self.syncer.stop()
         try:
+            finish_jobs(self)
             if self.log.broken is None:
                 self.sync()
-            finish_jobs(self)
+                if self.log.flushed_total != self.log.checkpoint_total:
+                    self.checkpoint()
             give_back(self)
         finally:
             self.closed = True

@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import contextlib
 import gc
 import os
 
@@ -32,6 +33,11 @@ class StoreCase(TestCase):
     def segment_paths(self):
         """Paths of the segment files, by id."""
         return [os.path.join(self.dir, name) for name in sorted(os.listdir(self.dir)) if name.endswith(".seg")]
+
+    def forget_checkpoint(self):
+        """As if the process had ended before it wrote one."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(self.dir, "index.ckpt"))
 
     def contents(self, **options):
         """Open, read everything into a dict, close."""

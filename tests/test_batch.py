@@ -88,6 +88,7 @@ class CutTest(StoreCase):
     def opened_with(self, content):
         with open(self.path, "wb") as f:
             f.write(content)
+        self.forget_checkpoint()
         return self.contents()
 
     def test_cut_at_every_byte(self):
@@ -116,6 +117,7 @@ class CutTest(StoreCase):
         batch[23] ^= 0xFF
         with open(self.path, "wb") as f:
             f.write(head + prefix + bytes(batch))
+        self.forget_checkpoint()
         store = self.open()
         self.assertRaises(kvcore.CorruptionError, store.get, b"k0")
         self.assertEqual([store.get(b"k%d" % i) for i in range(1, OPERATIONS)], list(self.new.values())[1:])

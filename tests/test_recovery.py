@@ -57,6 +57,7 @@ class CrashCase(StoreCase):
     def damage(self, path, content):
         with open(path, "wb") as f:
             f.write(content)
+        self.forget_checkpoint()
 
     def reopened(self, **options):
         """(contents, damaged keys, recovery report) after opening."""

@@ -1,12 +1,14 @@
 """Scans: every key that exists throughout comes exactly once, in byte order, whatever happens meanwhile and whatever the
 caches on disk say."""
 
+import contextlib
 import os
 import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kvcore
 from tests.support import StoreCase
 from tests.test_recovery import SMALL
 
@@ -183,16 +185,17 @@ class CacheTest(StoreCase):
         with open(path, "r+b") as f:
             f.seek(1000)
             f.write(os.urandom(300))
-        os.unlink(self.orders()[1])
-        store = self.open(segment_size=SMALL)
-        damaged = store.recovery["damaged_bytes"]
-        self.assertGreater(damaged, 0)
-        keys = []
-        scan = store.keys()
-        try:
-            keys.extend(scan)
-        except Exception as error:
-            self.assertIn("damaged", str(error))
-        keys += []
-        self.assertEqual(keys, sorted(keys))
-        self.assertGreater(len(set(keys) & set(self.expected)), len(self.expected) - 15)
+        for _ in range(2):  # found when it is read, and when it is replayed
+            os.unlink(self.orders()[1])
+            store = self.open(segment_size=SMALL)
+            keys = []
+            with contextlib.suppress(kvcore.CorruptionError):
+                keys.extend(store.keys())
+            self.assertEqual(keys, sorted(set(keys)))
+            self.assertLessEqual(set(keys), set(self.expected))
+            self.assertGreater(len(keys), len(self.expected) - 15)
+            store.close()
+            self.assertFalse(os.path.exists(path[:-4] + ".ord"))
+            self.forget_checkpoint()
+            with open(path[:-4] + ".ord", "wb"):
+                pass
