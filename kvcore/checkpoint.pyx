@@ -53,11 +53,6 @@ cdef class WriteJob(Job):
         files_check(result, "write", NAME)
         return 0
 
-    cdef int settle(self) except -1:
-        if self.error is not None:
-            raise self.error
-        return 0
-
 
 cdef class PublishJob(Job):
     """Make the file durable and give it its name."""
@@ -77,11 +72,6 @@ cdef class PublishJob(Job):
         with nogil:
             result = f.call.fsync_dir(f.ctx, directory)
         files_check(result, "sync directory", self.log.path)
-        return 0
-
-    cdef int settle(self) except -1:
-        if self.error is not None:
-            raise self.error
         return 0
 
 
@@ -104,18 +94,30 @@ def checkpoint_steps(Log log not None, HashIndex index not None, Deadlines deadl
         for p in range(PARTITIONS):
             put_partition(content, <uint32_t*>places.data, places.len // 4, &index.partitions[p])
             if content.len >= WRITTEN or p % 32 == 31:
-                yield write_job(log, fd, content, offset)
+                job = write_job(log, fd, content, offset)
+                yield job
+                check(job)
                 offset += content.len
                 bytebuf_clear(content, 2 * WRITTEN)
         put_part(content, deadlines.heap.data, sizeof(Deadline), deadlines.heap.len // sizeof(Deadline))
-        yield write_job(log, fd, content, offset)
+        job = write_job(log, fd, content, offset)
+        yield job
+        check(job)
         sync = log_sync_job(log)
         if sync is not None:
             yield sync
-        yield publish_job(log, fd)
+        job = publish_job(log, fd)
+        yield job
+        check(job)
         log.checkpoint_total = total
     finally:
         f.call.close(f.ctx, fd)
+
+
+cdef int check(Job job) except -1:
+    if job.error is not None:
+        raise job.error
+    return 0
 
 
 cdef Job write_job(Log log, int fd, ByteBuf content, uint64_t offset):

@@ -26,7 +26,7 @@ cdef class Log:
     cdef bytes store_id
     cdef bytes hash_secret
     cdef uint64_t segment_size
-    cdef list segments                  # of Segment, by slot
+    cdef list segments                  # of Segment, by slot; None where one was dropped
     cdef uint32_t next_id
     cdef Segment active
     cdef uint32_t active_slot
@@ -108,11 +108,23 @@ cdef int log_rotate(Log log) except -1
 # Run and finish the sealing of full segments and the making of a spare. Raises StorageError.
 cdef int log_seal(Log log) except -1
 
+# Have the order of a sealed segment made before somebody scans, if there is an executor to do it.
+cdef int log_submit_order(Log log, Segment segment) except -1
+
+# End the writing for good.
+cdef int log_break(Log log, str reason) except -1
+
 # Start sealing the full segments and making a spare, unless that is under way.
 cdef int log_submit_seal(Log log) except -1
 
 # Bytes that are flushed but not proven to be on the disk.
 cdef uint64_t log_unsynced(Log log) noexcept
+
+# Wait for the sealing that is under way: nothing may be synced, cut or published after the directory was let go.
+cdef int log_finish(Log log) except -1
+
+# Cut off the space that the active segment took ahead. Raises StorageError.
+cdef int log_give_back(Log log) except -1
 
 # A job that syncs all that is flushed; None when all is. Raises ReadOnlyError.
 cdef SyncJob log_sync_job(Log log)
@@ -140,8 +152,12 @@ cdef uint64_t log_now(Log log) noexcept
 
 # Take a segment into the list.
 cdef inline int log_add_segment(Log log, Segment segment) except -1:
-    segment.slot = <uint32_t>len(log.segments)
-    log.segments.append(segment)
+    if None in log.segments:
+        segment.slot = <uint32_t>log.segments.index(None)
+        log.segments[segment.slot] = segment
+    else:
+        segment.slot = <uint32_t>len(log.segments)
+        log.segments.append(segment)
     return 0
 
 

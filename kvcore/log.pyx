@@ -106,7 +106,7 @@ cdef int log_check_writable(Log log) except -1:
     return 0
 
 
-cdef int break_log(Log log, str reason) except -1:
+cdef int log_break(Log log, str reason) except -1:
     if log.broken is None:
         log.broken = f"{os.fsdecode(log.path)} is read-only until it is opened again: {reason}"
     return 0
@@ -143,9 +143,9 @@ cdef int log_flush(Log log) except -1:
         cut = log.files.call.ftruncate(log.files.ctx, active.fd, active.flushed)
         active.allocated = active.flushed
         if cut < 0:
-            break_log(log, f"{os.fsdecode(active.path)} could not be cut after a failed write: {os.strerror(-cut)}")
+            log_break(log, f"{os.fsdecode(active.path)} could not be cut after a failed write: {os.strerror(-cut)}")
         elif -result not in NO_SPACE:
-            break_log(log, f"writing {os.fsdecode(active.path)} failed: {os.strerror(-result)}")
+            log_break(log, f"writing {os.fsdecode(active.path)} failed: {os.strerror(-result)}")
         log.full_disk = -result in NO_SPACE
         files_check(result, "write", active.path)
     log.full_disk = False
@@ -194,13 +194,16 @@ cdef int log_submit_seal(Log log) except -1:
 
 
 cdef int log_seal(Log log) except -1:
-    if log.seal_job is None:
-        log.seal_job = new_seal_job(log)
-    cdef Job job = log.seal_job
-    job.run()
-    job.finish()
-    if job.error is not None:
-        raise job.error
+    cdef Job job
+    while log.spare is None:
+        # What is under way may be the end of a compaction, which makes no spare.
+        if log.seal_job is None:
+            log.seal_job = new_seal_job(log)
+        job = log.seal_job
+        job.run()
+        job.finish()
+        if job.error is not None and log.spare is None:
+            raise job.error
     return 0
 
 
@@ -297,7 +300,7 @@ cdef class SyncJob(Job):
             if self.error is None:
                 segment.synced = max(segment.synced, end)
         if self.error is not None:
-            break_log(self.log, str(self.error.strerror))
+            log_break(self.log, str(self.error.strerror))
             raise ReadOnlyError(self.log.broken)
         segment, end = self.items[len(self.items) - 1]
         if (segment.id, end) >= (self.log.synced_id, self.log.synced_offset):
@@ -320,7 +323,7 @@ cdef class SealJob(Job):
                 # Whatever errno says, records that were acknowledged may be gone: this ends the writing.
                 raise ReadOnlyError(error.strerror) from error
         if self.made_id and self.made is None:
-            self.made = segment_create(self.log.files, self.log.path, self.made_id, self.log.store_id)
+            self.made = segment_create(self.log.files, self.log.path, self.made_id, self.log.store_id, False)
             segment_map(self.made, self.log.segment_size)
         log_publish(self.log, self.manifest)
         return 0
@@ -335,14 +338,14 @@ cdef class SealJob(Job):
         if self.error is not None:
             # Without space all stays as it was, the full segments open in the manifest, and the next rotation tries again.
             if self.error.errno not in NO_SPACE:
-                break_log(log, str(self.error.strerror or self.error))
+                log_break(log, str(self.error.strerror or self.error))
             return 0
         for segment in self.seals:
             segment.synced = segment.flushed
             segment.allocated = segment.flushed
             segment_seal(segment)
             log.full.remove(segment)
-            submit_order(log, segment)
+            log_submit_order(log, segment)
             if (segment.id, segment.flushed) > (log.synced_id, log.synced_offset):
                 log.synced_id = segment.id
                 log.synced_offset = <uint32_t>segment.flushed
@@ -350,6 +353,8 @@ cdef class SealJob(Job):
         if self.made is not None:
             log_add_segment(log, self.made)
             log.spare = self.made
+        if log.full or log.spare is None:
+            log_submit_seal(log)
         return 0
 
 
@@ -368,8 +373,7 @@ cdef class OrderJob(Job):
         return 0
 
 
-# Have the order of a sealed segment made before somebody scans, if there is somebody to do it.
-cdef int submit_order(Log log, Segment segment) except -1:
+cdef int log_submit_order(Log log, Segment segment) except -1:
     cdef OrderJob job
     if log.executor is not None:
         job = OrderJob(log)
@@ -382,7 +386,7 @@ cdef int submit_order(Log log, Segment segment) except -1:
 cdef bytes log_manifest(Log log, list sealing, uint32_t made):
     cdef Segment segment
     cdef list lines = []
-    for segment in sorted(log.segments, key=segment_id):
+    for segment in sorted((s for s in log.segments if s is not None and not (<Segment>s).hidden), key=segment_id):
         if segment.sealed or segment in sealing:
             lines.append({
                 "id": segment.id, "state": "sealed", "bytes": segment.flushed, "records": segment.records,
@@ -421,3 +425,20 @@ cdef int log_key_equal(Log log, Location at, Slice key) noexcept:
 
 cdef uint64_t log_now(Log log) noexcept:
     return max(<uint64_t>max(log.files.call.clock(log.files.ctx), <int64_t>0), log.last_version >> 20)
+
+
+cdef int log_finish(Log log) except -1:
+    cdef Job job
+    while log.seal_job is not None:
+        job = log.seal_job
+        job.run()
+        job.finish()
+    return 0
+
+
+cdef int log_give_back(Log log) except -1:
+    cdef Segment active = log.active
+    if active.allocated > active.flushed:
+        files_check(log.files.call.ftruncate(log.files.ctx, active.fd, active.flushed), "cut", active.path)
+        active.allocated = active.flushed
+    return 0

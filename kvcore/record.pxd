@@ -76,6 +76,8 @@ cdef inline int record_decode(const uint8_t* data, size_t available, Record* r) 
     r.version = 0
     r.expires_at = 0
     r.size = 0
+    r.key.ptr = r.value.ptr = NULL
+    r.key.len = r.value.len = 0
     if available < RECORD_HEADER:
         return -1
     memcpy(&r.checksum, data, 4)

@@ -146,7 +146,7 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
         log.next_id = max(log.next_id, <uint32_t>line["id"] + 1)
         open_segment(log, line)
     if not any(line["state"] == "open" for line in lines):
-        first = segment_create(files, path, log.next_id, log.store_id)
+        first = segment_create(files, path, log.next_id, log.store_id, False)
         segment_map(first, segment_size)
         log_add_segment(log, first)
         log.next_id += 1
@@ -169,8 +169,8 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     log.synced_id = replay.synced_id
     log.synced_offset = <uint32_t>replay.synced_offset
     result.report = {
-        "records": replay.records, "checkpoint": bool(covered), "segments": len(log.segments), "torn_bytes": replay.torn_bytes,
-        "damaged_bytes": replay.damaged_bytes, "damaged_ranges": replay.damaged_ranges,
+        "records": replay.records, "checkpoint": bool(covered), "segments": len(log.segments),
+        "torn_bytes": replay.torn_bytes, "damaged_bytes": replay.damaged_bytes, "damaged_ranges": replay.damaged_ranges,
         "lost_keys": len(replay.lost), "messages": replay.messages}
     if log.spare is None or log.full:
         log_submit_seal(log)

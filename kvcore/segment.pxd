@@ -41,6 +41,8 @@ cdef class Segment:
     cdef readonly uint64_t dead     # bytes of records that no longer count
     cdef uint64_t buried            # bytes of tombstones, marks and commits, which are among the dead
     cdef bint compacted             # holds copies of older records
+    cdef bint damaged               # compaction met a bad record in it: it stays as it is
+    cdef bint hidden                # not for the manifest: an output not finished yet, or a source about to be dropped
     cdef readonly uint64_t records
     cdef list runs                  # of Order, see order.pxd; None: not asked for yet
     cdef uint64_t ordered           # bytes that the runs cover
@@ -50,7 +52,7 @@ cdef class Segment:
 
 
 # Make the file with its header, durable with its name. Raises StorageError; nothing is left behind then.
-cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes store_id)
+cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes store_id, bint compacted)
 
 # Open an existing file and check its header. Raises StorageError, CorruptionError.
 cdef Segment segment_open(Files files, bytes directory, uint32_t id, bytes store_id)

@@ -68,7 +68,7 @@ cdef Segment new_segment(Files files, bytes directory, uint32_t id, int flags, s
     return s
 
 
-cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes store_id):
+cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes store_id, bint compacted):
     cdef Segment s = new_segment(files, directory, id, O_RDWR | O_CREAT | O_EXCL, "create")
     cdef int result
     cdef const char* directory_path = directory
@@ -79,6 +79,7 @@ cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes sto
     memset(header, 0, SEGMENT_HEADER)
     memcpy(header, <const char*>MAGIC, 8)
     memcpy(header + 8, &word, 4)
+    header[12] = s.compacted = compacted
     memcpy(header + 16, &wide, 8)
     memcpy(header + 24, raw, 16)
     s.seed = int.from_bytes(os.urandom(4), "little")

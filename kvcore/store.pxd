@@ -10,6 +10,7 @@ the process; before a sync_job that succeeded, the end of the power.
 from libc.stdint cimport uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
+from kvcore.compaction cimport Compaction
 from kvcore.expiry cimport Deadlines
 from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log
@@ -21,6 +22,9 @@ cdef class Store:
     cdef Log log
     cdef HashIndex index
     cdef Deadlines deadlines
+    cdef Compaction compaction
+    cdef object upkeep                  # looks after a store that is used as a library
+    cdef uint64_t maintained            # flushed_total when it last did
     cdef ByteBuf scratch
     cdef ByteBuf undo                   # of Change: what to take back when the buffer cannot be written
     cdef int lock_fd

@@ -5,33 +5,37 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memmove
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
+from kvcore.checkpoint cimport checkpoint_due
+from kvcore.compaction cimport Compaction, compaction_choose, compaction_wants_rotation, unfinished
 from kvcore.expiry cimport deadline_of, deadlines_add, deadlines_reserve, deadlines_sweep, deadlines_tidy
-from kvcore.files cimport Files, files_check
-from kvcore.hashindex cimport (
-    Entry, index_bytes, index_first, index_hash, index_insert, index_next, index_remove)
+from kvcore.files cimport Files
+from kvcore.hashindex cimport Entry, index_bytes, index_first, index_hash, index_insert, index_next, index_remove
 from kvcore.log cimport (
-    Job, log_append, log_bury, log_check_writable, log_commit, log_drop, log_flush, log_has_room, log_mark, log_now,
-    log_rotate, log_sync_job, log_take_back, log_unbury, log_unsynced)
+    log_append, log_bury, log_check_writable, log_commit, log_drop, log_finish, log_flush, log_give_back, log_has_room,
+    log_mark, log_now, log_rotate, log_sync_job, log_take_back, log_unbury, log_unsynced)
 from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read
-from kvcore.record cimport COMMIT_SIZE, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
+from kvcore.record cimport COMMIT_SIZE, RECORD_COMPRESSED, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
 from kvcore.recovery cimport Recovered, recover
 from kvcore.scan cimport Cursor, scan_next, scan_range
 from kvcore.segment cimport SEGMENT_HEADER, Segment
 from kvcore.types cimport MAX_KEY_SIZE, MAX_VALUE_SIZE, slice_of, uint8_t
 
+from kvcore.batch import Batch
 from kvcore.checkpoint import checkpoint_steps
+from kvcore.compress import decompress
 from kvcore.errors import ClosedError, UsageError
 from kvcore.syncer import Syncer
+from kvcore.upkeep import Upkeep
 
 
 cdef enum:
     SCRATCH_KEPT = 1 << 20              # bytes of room the scratch buffer keeps
     SWEPT = 1024                        # deadlines gone through at a time
     MAX_BATCH = 1 << 30                 # bytes of records
+    MAINTAINED = 256                    # so many times while a segment is written, a library looks at what is due
 
 FSYNC_WORDS = ("always", "everysec", "no")
-MIN_SEGMENT_SIZE = 64 << 10
-MAX_SEGMENT_SIZE = 1 << 30
+MIN_SEGMENT_SIZE, MAX_SEGMENT_SIZE = 64 << 10, 1 << 30
 LONGEST_TTL = 10 ** 10                  # seconds: some centuries
 
 
@@ -52,7 +56,7 @@ cdef class Store:
     """
 
     def __cinit__(self, path, *, fsync="everysec", autoflush=True, segment_size=64 << 20, max_value_size=64 << 20,
-                  executor=None, Files files=None):
+                  executor=None, compression=True, Files files=None):
         self.lock_fd = -1
         self.closed = True
         if fsync not in FSYNC_WORDS:
@@ -73,6 +77,9 @@ cdef class Store:
         self.fsync = fsync
         self.autoflush = autoflush
         self.value_limit = max_value_size
+        self.compaction = Compaction()
+        self.compaction.off = not compression
+        self.upkeep = Upkeep(self)
         self.scratch = ByteBuf()
         self.undo = ByteBuf()
         self.closed = False
@@ -120,7 +127,7 @@ cdef class Store:
             return default
         cdef bytes value = r.value.ptr[:r.value.len]
         bytebuf_clear(self.scratch, SCRATCH_KEPT)
-        return value
+        return decompress(value) if r.flags & RECORD_COMPRESSED else value
 
     def put(self, bytes key not None, bytes value not None, ttl=None):
         """Set `key` (bytes, 1 to 102,400) to `value` (bytes). On return it is as durable as the fsync word says.
@@ -211,14 +218,61 @@ cdef class Store:
         check_open(self)
         return log_unsynced(self.log)
 
+    def maintenance(self, idle=False):
+        """What should be done now to keep the store lean and quick to open: an iterator of Jobs, or None.
+
+        drive() it, or run() each job on any thread, then flush() and finish() it here before the next is asked for. idle
+        (bool): there is nothing else to do, less dead space is worth reclaiming.
+        """
+        sweep(self)
+        if self.log.broken is not None:
+            return None
+        if checkpoint_due(self.log, self.index):
+            return self.checkpoint_steps()
+        store_flush(self)
+        if idle and compaction_wants_rotation(self.log):
+            log_rotate(self.log)
+        sources = compaction_choose(self.compaction, self.log, idle)
+        return self.compaction.steps(self.log, self.index, self.deadlines, sources) if sources else None
+
+    def sealed_ids(self):
+        """Numbers of the sealed segments (list of int), for compaction_of."""
+        check_open(self)
+        return [segment.id for segment in self.log.segments if segment is not None and (<Segment>segment).sealed]
+
+    def compaction_of(self, ids):
+        """Compact the sealed segments with these numbers: an iterator of Jobs, as from maintenance()."""
+        store_flush(self)
+        sources = [segment for segment in self.log.segments
+                   if segment is not None and (<Segment>segment).sealed and segment.id in ids]
+        return self.compaction.steps(self.log, self.index, self.deadlines, sources)
+
+    def drive(self, steps):
+        """Run an iterator of Jobs to its end, here and now. Raises StorageError."""
+        self.upkeep.run(steps)
+
+    def compact(self):
+        """Reclaim all the dead space that can be. Takes as long as it takes. Raises StorageError, ClosedError."""
+        check_open(self)
+        self.upkeep.finish()
+        store_flush(self)
+        if self.log.active.dead:
+            log_rotate(self.log)
+        log_finish(self.log)
+        sweep(self)
+        reclaimed = -1
+        while self.compaction.reclaimed_bytes != reclaimed:
+            reclaimed = self.compaction.reclaimed_bytes
+            sources = compaction_choose(self.compaction, self.log, True)
+            if sources:
+                self.drive(self.compaction.steps(self.log, self.index, self.deadlines, sources))
+
     def checkpoint(self):
         """Write an image of the index, so that the next opening need not replay what is in the log now.
 
         Happens by itself at close and now and then. Raises StorageError, ClosedError.
         """
-        for job in self.checkpoint_steps():
-            job.run()
-            job.finish()
+        self.drive(self.checkpoint_steps())
 
     def checkpoint_steps(self):
         """The same as an iterator of Jobs: run() each, on any thread, and finish() it here before the next is asked for."""
@@ -235,12 +289,18 @@ cdef class Store:
         if self.syncer is not None:
             self.syncer.stop()
         try:
-            finish_jobs(self)
+            if self.log.broken is None:
+                store_flush(self)
+                self.upkeep.finish()
+            log_finish(self.log)
             if self.log.broken is None:
                 self.sync()
+                if self.compaction.unlisted:
+                    # What somebody else drove, and left: records that the index finds there must be listed.
+                    self.drive(self.compaction.publish(self.log, self.index, self.deadlines, [], unfinished(self.log)))
                 if self.log.flushed_total != self.log.checkpoint_total:
                     self.checkpoint()
-            give_back(self)
+            log_give_back(self.log)
         finally:
             self.closed = True
             self.log.files.call.close(self.log.files.ctx, self.lock_fd)
@@ -252,42 +312,25 @@ cdef class Store:
         """Counts and sizes (dict of str to int): keys, segments, sizes in bytes, and totals since opening."""
         sweep(self)
         cdef Segment segment
-        cdef uint64_t used = 0, dead = 0, allocated = 0
+        cdef uint64_t used = 0, dead = 0, allocated = 0, count = 0
         for segment in self.log.segments:
+            if segment is None:
+                continue
+            count += 1
             used += segment.flushed - SEGMENT_HEADER
             dead += segment.dead
             allocated += max(segment.allocated, segment.flushed)
         used += self.log.buf.len
         dead += self.log.buf_dead
         return {
-            "keys": self.index.count, "segments": len(self.log.segments), "live_bytes": used - dead, "dead_bytes": dead,
+            "keys": self.index.count, "segments": count, "live_bytes": used - dead, "dead_bytes": dead,
             "disk_bytes": allocated, "index_bytes": index_bytes(self.index),
             "deadline_bytes": self.deadlines.heap.len, "unsynced_bytes": self.unsynced,
-            "flushes": self.flushes, "damaged_reads": self.damaged_reads}
-
-
-class Batch:
-    """Operations that are done together when the `with` block ends; nothing is done when it ends with an error."""
-
-    def __init__(self, store):
-        self._store = store
-        self._operations = []
-
-    def put(self, bytes key not None, bytes value not None, ttl=None):
-        """As Store.put, at the end."""
-        self._operations.append((key, value, ttl))
-
-    def delete(self, bytes key not None):
-        """As Store.delete, at the end."""
-        self._operations.append((key, None, None))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        operations, self._operations = self._operations, []
-        if kind is None:
-            self._store.apply(operations)
+            "flushes": self.flushes, "damaged_reads": self.damaged_reads, "written_bytes": self.log.flushed_total,
+            "compactions": self.compaction.runs, "compaction_read_bytes": self.compaction.read_bytes,
+            "compaction_written_bytes": self.compaction.written_bytes,
+            "compaction_reclaimed_bytes": self.compaction.reclaimed_bytes,
+            "compressed_from_bytes": self.compaction.packed_bytes, "compressed_to_bytes": self.compaction.frame_bytes}
 
 
 cdef uint64_t deadline_in(Store s, ttl) except? 0:
@@ -334,6 +377,9 @@ cdef int after_write(Store s) except -1:
             s.sync()
         elif s.syncer is not None:
             s.syncer.throttle()
+        if s.log.executor is None and s.log.flushed_total - s.maintained > s.log.segment_size // MAINTAINED:
+            s.maintained = s.log.flushed_total
+            s.upkeep.step()
     return 0
 
 
@@ -352,9 +398,21 @@ cdef int store_get(Store s, Slice key, ByteBuf out) except -1:
     cdef Record r
     if read(s, key, out, &r) == 0:
         return 0
+    if r.flags & RECORD_COMPRESSED:
+        return append_value(out, &r)
     # The whole record stands behind the content: the value moves to its front.
     memmove(out.data + out.len, r.value.ptr, r.value.len)
     out.len += r.value.len
+    return 1
+
+
+cdef int append_value(ByteBuf out, const Record* r) except -1:
+    cdef bytes value
+    if r.flags & RECORD_COMPRESSED:
+        value = decompress(r.value.ptr[:r.value.len])
+        bytebuf_append(out, <const char*>value, len(value))
+    else:
+        bytebuf_append(out, r.value.ptr, r.value.len)
     return 1
 
 
@@ -537,23 +595,6 @@ cdef int store_next(Store s, object cursor, ByteBuf keys, ByteBuf values) except
     if keys is not None:
         bytebuf_append(keys, r.key.ptr, r.key.len)
     if values is not None:
-        bytebuf_append(values, r.value.ptr, r.value.len)
+        append_value(values, &r)
     bytebuf_clear(s.scratch, SCRATCH_KEPT)
     return 1
-
-
-# Wait for the sealing that is under way: its segment must not be synced or cut after the directory was let go.
-cdef int finish_jobs(Store s) except -1:
-    cdef Job job = s.log.seal_job
-    if job is not None:
-        job.run()
-        job.finish()
-    return 0
-
-
-cdef int give_back(Store s) except -1:
-    cdef Segment active = s.log.active
-    if active.allocated > active.flushed:
-        files_check(s.log.files.call.ftruncate(s.log.files.ctx, active.fd, active.flushed), "cut", active.path)
-        active.allocated = active.flushed
-    return 0

@@ -28,10 +28,11 @@ def records(content):
     while offset < len(content) and any(content[offset:offset + 20]):
         crc, _, value_len = struct.unpack_from("<IQI", content, offset)
         key_len = int.from_bytes(content[offset + 16:offset + 19], "little")
-        end = offset + 20 + key_len + value_len
+        start = offset + (28 if content[offset + 19] & 2 else 20)
+        end = start + key_len + value_len
         assert crc32c.crc32c(content[offset + 4:end], seed_of(content)) == crc
-        key = content[offset + 20:offset + 20 + key_len]
-        found.append((offset, end - offset, content[offset + 19], key, content[offset + 20 + key_len:end]))
+        key = content[start:start + key_len]
+        found.append((offset, end - offset, content[offset + 19], key, content[start + key_len:end]))
         offset = end
     return found
 

@@ -3,6 +3,7 @@
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,7 +156,7 @@ class ModelTest(StoreCase):
                 probe = b"key%d" % rng.randrange(300)
                 self.assertEqual(store.get(probe), model.get(probe))
             self.check(store, model)
-            self.assertGreater(store.stats()["segments"], 10 * (reopening + 1))
+            self.assertGreater(store.stats()["segments"], 3)
             store.close()
         self.assertEqual(self.contents(), model)
 
@@ -166,8 +167,11 @@ class ModelTest(StoreCase):
             if i % 7 == 0:
                 store.delete(b"k%d" % (i % 50))
         before = store.stats()
-        store.close()
-        after = self.open().stats()
+        copy = os.path.abspath(self.mktemp())
+        shutil.copytree(self.dir, copy)
+        replayed = kvcore.open(copy, fsync="no")
+        after = replayed.stats()
+        replayed.close()
         for name in ("keys", "live_bytes", "dead_bytes"):
             self.assertEqual(after[name], before[name], name)
 

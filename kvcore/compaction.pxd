@@ -1,0 +1,39 @@
+"""Compaction: copy what is alive out of segments with many dead bytes, then drop them.
+docs/format.md ("Compaction on disk").
+
+    sources  [x.x..x][..x.x.]  --read, verify-->  live records  --compress, write-->  [xxxxxx]  output
+                                                        |
+                                    the index moves from the copy's original to the copy
+
+It runs as a generator of Jobs: disk and checksums are worked by run() in a worker, the index is changed by finish() on the
+owner's thread, about a millisecond at a time. Whoever drives it decides the pace, and flushes the log's buffer before each
+finish(): an undo note must not name a place that is being moved.
+"""
+from libc.stdint cimport uint64_t
+
+from kvcore.expiry cimport Deadlines
+from kvcore.hashindex cimport HashIndex
+from kvcore.log cimport Log
+
+
+cdef class Compaction:
+    cdef readonly uint64_t runs             # since opening
+    cdef readonly uint64_t read_bytes
+    cdef readonly uint64_t written_bytes
+    cdef readonly uint64_t reclaimed_bytes
+    cdef readonly uint64_t packed_bytes     # compressed values: what they were, and what they are
+    cdef readonly uint64_t frame_bytes
+    cdef bint off                           # do not compress
+    cdef bint unlisted                      # there are outputs that the published manifest does not list
+    cdef uint64_t stuck                     # bytes of tombstones that the last run had to keep
+
+
+# The sealed segments worth compacting, or an empty list. thorough: when there is nothing else to do, a twentieth of dead
+# bytes is worth it; else three tenths.
+cdef list compaction_choose(Compaction c, Log log, bint thorough)
+
+# The outputs of a run that was left.
+cdef list unfinished(Log log)
+
+# Is the active segment the one that holds too many dead bytes to rest on?
+cdef bint compaction_wants_rotation(Log log) noexcept

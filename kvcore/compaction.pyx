@@ -1,0 +1,479 @@
+from libc.stdint cimport uint32_t
+from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_reserve
+from kvcore.files cimport Files, files_check, files_write
+from kvcore.hashindex cimport Entry, index_first, index_hash, index_next, index_prefetch, index_remove
+from kvcore.log cimport (
+    Job, log_add_segment, log_break, log_bury, log_manifest, log_now, log_publish, log_submit_order, log_submit_seal)
+from kvcore.order cimport order_path
+from kvcore.record cimport (
+    RECORD_COMPRESSED, RECORD_KIND, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_encode, record_of,
+    record_size, record_verify)
+from kvcore.segment cimport NO_SLOT, SEGMENT_HEADER, Segment, segment_copy, segment_create, segment_map, segment_seal
+from kvcore.types cimport Location, slice_of, uint8_t
+
+from kvcore.checkpoint import checkpoint_steps
+from kvcore.compress import compress
+from kvcore.errors import StorageError
+from kvcore.log import NO_SPACE
+
+
+cdef enum:
+    CHUNK = 1 << 19             # bytes of a source read at a time
+    AT_ONCE = 8                 # sources of a run, unless tombstones need them all
+    SMALL_SHARE = 4             # a segment of less than one part in so many of the full size is small
+
+
+# One live record of a chunk.
+cdef struct Copy:
+    uint64_t hash
+    uint32_t source             # offset in the source segment
+    uint32_t chunk              # offset in the chunk
+    uint32_t length             # of the record there
+    uint32_t target             # offset in the output segment, and length, once it is encoded
+    uint32_t target_length
+    uint32_t alive              # the index points at it; else it hides older records: a tombstone, or one past its deadline
+
+
+cdef class Compaction:
+    """The compaction of one store: its counts, and whether values are compressed."""
+
+    def steps(self, Log log not None, HashIndex index not None, Deadlines deadlines not None, list sources not None):
+        """Compact `sources` (list of Segment): a generator of Jobs, see compaction.pxd. Raises StorageError."""
+        cdef Segment source, output = None
+        cdef ReadJob reading
+        cdef CopyJob copying
+        cdef Job making
+        cdef uint64_t offset, floor = lowest_outside(log, sources)
+        cdef list outputs = []
+        cdef bint complete = False
+        failure = None
+        self.runs += 1
+        try:
+            for source in sources:
+                offset = SEGMENT_HEADER
+                while offset < source.flushed and not source.damaged:
+                    reading = read_job(log, source, offset)
+                    yield reading
+                    check(reading)
+                    # A damaged one stays as it is, to be read as far as it goes; what was copied is moved already.
+                    source.damaged = reading.damaged
+                    copying = select_live(self, log, index, reading, floor)
+                    offset += reading.consumed
+                    self.read_bytes += reading.consumed
+                    if copying.bound == 0:
+                        continue
+                    if output is None or not has_room(output, copying.bound, log.segment_size):
+                        making = CreateJob(log)
+                        yield making
+                        check(making)
+                        output = (<CreateJob>making).made
+                        self.unlisted = True
+                        outputs.append(output)
+                    copying.output = output
+                    yield copying
+                    check(copying)
+            complete = not any((<Segment>source).damaged for source in sources)
+        except Exception as error:
+            failure = error
+        # Also what was copied before an error stands in the index, so it has to be published.
+        yield from self.publish(log, index, deadlines, sources if complete else [], outputs)
+        if failure is not None:
+            raise failure
+
+    def publish(self, Log log not None, HashIndex index not None, Deadlines deadlines not None, list sources not None,
+                list outputs not None):
+        """The end of a run: outputs in, sources out. Sources of a run that is not complete must stay, all of them: a
+        tombstone that was left out may still be needed.
+        """
+        cdef Segment segment
+        for segment in outputs:
+            job = output_sync(log, segment)
+            yield job
+            check(job)
+        everything = len(sources) > 0 and set(sources) == set(compactable(log))
+        for segment in outputs:
+            segment.hidden = False
+            segment_seal(segment)
+            log_submit_order(log, segment)
+        for segment in sources:
+            # Nothing keeps an entry in a source now.
+            segment.hidden = segment.dead == segment.flushed - SEGMENT_HEADER
+        try:
+            yield from checkpoint_steps(log, index, deadlines)
+        except StorageError:
+            # Without it the next opening replays more; an old one that names a source is not believed.
+            pass
+        while log.seal_job is not None:
+            yield log.seal_job
+        job = drop_job(self, log, [source for source in sources if (<Segment>source).hidden], everything)
+        yield job
+        check(job)
+
+
+cdef int check(Job job) except -1:
+    if job.error is not None:
+        raise job.error
+    return 0
+
+
+cdef uint64_t lowest_outside(Log log, list sources) except? 0:
+    cdef Segment s
+    cdef uint64_t lowest = <uint64_t>-1
+    for s in log.segments:
+        if s is not None and s not in sources:
+            lowest = min(lowest, s.min_version)
+    return lowest
+
+
+cdef inline bint has_room(Segment output, size_t bound, uint64_t segment_size) noexcept:
+    return output.flushed == SEGMENT_HEADER or output.flushed + bound <= segment_size
+
+
+# ---- choosing
+
+cdef list compactable(Log log):
+    cdef Segment s
+    return [s for s in log.segments if s is not None and s.sealed and not s.damaged and not s.hidden]
+
+
+cdef list compaction_choose(Compaction c, Log log, bint thorough):
+    cdef Segment s
+    cdef list sealed = compactable(log)
+    cdef list chosen = []
+    cdef uint64_t buried = 0, used = 0, small = 0
+    for s in sealed:
+        used += s.flushed
+        buried += s.buried
+        small += is_small(log, s)
+    if thorough and buried > c.stuck and (buried - c.stuck) * 10 > used:
+        # Tombstones go only when no older record can be left outside: all together, then.
+        return sealed
+    for s in sealed:
+        gain = s.dead - min(s.dead, s.buried)
+        if gain * 20 > s.flushed if thorough else gain * 10 > s.flushed * 3:
+            chosen.append(s)
+        elif small > AT_ONCE and is_small(log, s):
+            chosen.append(s)
+    chosen.sort(key=waste, reverse=True)
+    return chosen[:AT_ONCE] if len(chosen) > 1 or any(waste(s) for s in chosen) else []
+
+
+cdef list unfinished(Log log):
+    cdef Segment s
+    return [s for s in log.segments if s is not None and s.hidden and not s.sealed]
+
+
+cdef inline bint is_small(Log log, Segment s) noexcept:
+    return s.flushed * SMALL_SHARE < log.segment_size
+
+
+def waste(Segment s not None):
+    return (s.dead - min(s.dead, s.buried)) / s.flushed
+
+
+cdef bint compaction_wants_rotation(Log log) noexcept:
+    cdef Segment s
+    cdef uint64_t live = 0
+    for s in log.segments:
+        if s is not None:
+            live += s.flushed - s.dead
+    return log.active.flushed > SEGMENT_HEADER and log.active.dead * 20 > live and log.active.dead > CHUNK
+
+
+# ---- reading
+
+cdef class ReadJob(Job):
+    """Read whole records of a source and verify them."""
+
+    cdef Segment source
+    cdef uint64_t offset
+    cdef ByteBuf chunk
+    cdef uint64_t consumed
+    cdef bint damaged
+
+    cdef int work(self) except -1:
+        cdef size_t wanted = CHUNK
+        self.chunk = ByteBuf()
+        while True:
+            wanted = min(<uint64_t>wanted, self.source.flushed - self.offset)
+            if self.copy(wanted) < 0:
+                self.damaged = True
+                return 0
+            self.verify()
+            if self.consumed or self.damaged:
+                return 0
+            wanted = self.first_size()
+            if wanted == 0:
+                self.damaged = True
+                return 0
+
+    cdef int copy(self, size_t n) except? -1:
+        cdef int result
+        cdef uint8_t* dst
+        self.chunk.len = 0
+        dst = bytebuf_reserve(self.chunk, n)
+        with nogil:
+            result = segment_copy(self.source, self.offset, dst, n)
+        self.chunk.len = n
+        return result
+
+    # The size that the first record claims; 0 when it claims what cannot be.
+    cdef size_t first_size(self) noexcept:
+        cdef Record r
+        record_decode(self.chunk.data, self.source.flushed - self.offset, &r)
+        return r.size
+
+    cdef int verify(self) except -1:
+        cdef Record r
+        cdef uint8_t* data
+        cdef bint at_end = self.offset + self.chunk.len == self.source.flushed
+        while self.consumed < self.chunk.len:
+            data = self.chunk.data + self.consumed
+            if record_decode(data, self.chunk.len - self.consumed, &r) < 0:
+                # Cut by the chunk's end, or bad.
+                self.damaged = at_end
+                return 0
+            if not record_verify(data, &r, self.source.seed):
+                self.damaged = True
+                return 0
+            self.consumed += r.size
+        return 0
+
+
+cdef ReadJob read_job(Log log, Segment source, uint64_t offset):
+    cdef ReadJob job = ReadJob(log)
+    job.source = source
+    job.offset = offset
+    return job
+
+
+# What of a chunk has to be kept.
+cdef CopyJob select_live(Compaction owner, Log log, HashIndex index, ReadJob reading, uint64_t floor):
+    cdef CopyJob job = CopyJob(log)
+    cdef uint64_t now = log_now(log), offset = 0
+    cdef uint8_t* data = reading.chunk.data
+    cdef Record r
+    cdef Copy copy
+    cdef Entry* entry
+    job.owner = owner
+    job.index = index
+    job.source = reading.source
+    job.chunk = reading.chunk
+    job.copies = ByteBuf()
+    while offset < reading.consumed:
+        record_decode(data + offset, reading.consumed - offset, &r)
+        copy.source = <uint32_t>(reading.offset + offset)
+        copy.chunk = <uint32_t>offset
+        copy.length = <uint32_t>r.size
+        offset += r.size
+        if r.flags & RECORD_KIND:
+            continue
+        copy.hash = index_hash(index, r.key.ptr, r.key.len)
+        entry = find(index, copy.hash, reading.source.slot, copy.source)
+        copy.alive = entry != NULL
+        if entry != NULL and 0 < r.expires_at <= now:
+            log_bury(log, entry.at)
+            index_remove(index, copy.hash, entry)
+            copy.alive = False
+        if not copy.alive:
+            # Without an entry it matters only if it hides something older that may be left somewhere.
+            hides = r.flags & RECORD_TOMBSTONE or 0 < r.expires_at <= now
+            if not hides or r.version < floor:
+                continue
+        bytebuf_append(job.copies, &copy, sizeof(Copy))
+        job.bound += r.size
+    return job
+
+
+# The index entry that points at this record.
+cdef Entry* find(HashIndex index, uint64_t hash, uint32_t slot, uint32_t offset) noexcept:
+    cdef Entry* entry = index_first(index, hash)
+    while entry != NULL and not (entry.at.offset == offset and entry.at.segment == slot):
+        entry = index_next(index, hash, entry)
+    return entry
+
+
+# ---- writing
+
+cdef class CreateJob(Job):
+    """Make an output segment."""
+
+    cdef Segment made
+    cdef uint32_t id
+
+    def __cinit__(self, Log log not None):
+        self.id = log.next_id
+        log.next_id += 1
+
+    cdef int work(self) except -1:
+        self.made = segment_create(self.log.files, self.log.path, self.id, self.log.store_id, True)
+        segment_map(self.made, self.log.segment_size)
+        return 0
+
+    cdef int settle(self) except -1:
+        if self.error is None:
+            self.made.hidden = True
+            log_add_segment(self.log, self.made)
+        return 0
+
+
+cdef class CopyJob(Job):
+    """Encode the live records of a chunk for the output, write them, and move the index over."""
+
+    cdef Compaction owner
+    cdef HashIndex index
+    cdef Segment source
+    cdef Segment output
+    cdef ByteBuf chunk
+    cdef ByteBuf copies         # of Copy
+    cdef ByteBuf encoded
+    cdef size_t bound           # bytes that the encoded records have at most
+    cdef uint64_t min_version
+    cdef uint64_t max_version
+    cdef uint64_t buried
+    cdef uint64_t packed
+    cdef uint64_t frames
+
+    cdef int work(self) except -1:
+        cdef Copy* copy = <Copy*>self.copies.data
+        cdef size_t i
+        cdef int result
+        self.encoded = ByteBuf()
+        bytebuf_reserve(self.encoded, self.bound)
+        self.min_version = <uint64_t>-1
+        for i in range(self.copies.len // sizeof(Copy)):
+            self.encode(&copy[i])
+        segment_map(self.output, self.output.flushed + self.encoded.len)
+        with nogil:
+            result = files_write(
+                self.log.files, self.output.fd, self.encoded.data, self.encoded.len, self.output.flushed)
+        files_check(result, "write", self.output.path)
+        return 0
+
+    cdef int encode(self, Copy* copy) except -1:
+        cdef Record r = record_of(0, slice_of(NULL, 0), slice_of(NULL, 0), 0)
+        cdef bytes frame = None
+        record_decode(self.chunk.data + copy.chunk, copy.length, &r)    # it was verified
+        r.flags &= ~RECORD_MORE
+        if not self.owner.off and r.flags & (RECORD_COMPRESSED | RECORD_TOMBSTONE) == 0 and r.value.len >= 128:
+            frame = compress(r.value.ptr[:r.value.len])
+            if frame is not None:
+                self.packed += r.value.len
+                self.frames += len(frame)
+                r.flags |= RECORD_COMPRESSED
+                r.value = slice_of(<const char*>frame, len(frame))
+        copy.target = <uint32_t>(self.output.flushed + self.encoded.len)
+        copy.target_length = <uint32_t>record_size(r.key.len, r.value.len, r.expires_at != 0)
+        record_encode(self.encoded.data + self.encoded.len, &r, self.output.seed)
+        self.encoded.len += copy.target_length
+        self.min_version = min(self.min_version, r.version)
+        self.max_version = max(self.max_version, r.version)
+        if r.flags & RECORD_TOMBSTONE:
+            self.buried += copy.target_length
+        return 0
+
+    cdef int settle(self) except -1:
+        cdef Copy* copy = <Copy*>self.copies.data
+        cdef size_t i, n = self.copies.len // sizeof(Copy)
+        cdef Segment output = self.output
+        cdef Entry* entry
+        if self.error is not None:
+            return 0
+        for i in range(n):
+            index_prefetch(self.index, copy[i].hash)
+        output.flushed += self.encoded.len
+        output.allocated = output.flushed
+        output.records += n
+        output.min_version = min(output.min_version, self.min_version)
+        output.max_version = max(output.max_version, self.max_version)
+        output.buried += self.buried
+        for i in range(n):
+            entry = find(self.index, copy[i].hash, self.source.slot, copy[i].source) if copy[i].alive else NULL
+            if entry == NULL:
+                # Replaced or deleted while it was copied, or a record that only hides others.
+                output.dead += copy[i].target_length
+                continue
+            log_bury(self.log, entry.at)
+            entry.at = Location(output.slot, copy[i].target, copy[i].target_length)
+        self.owner.written_bytes += self.encoded.len
+        self.owner.packed_bytes += self.packed
+        self.owner.frame_bytes += self.frames
+        return 0
+
+
+cdef class OutputSyncJob(Job):
+    """Put an output on the disk."""
+
+    cdef Segment output
+
+    cdef int work(self) except -1:
+        cdef int result
+        with nogil:
+            result = self.log.files.call.fdatasync(self.log.files.ctx, self.output.fd)
+        files_check(result, "sync", self.output.path)
+        return 0
+
+    cdef int settle(self) except -1:
+        if self.error is not None:
+            log_break(self.log, str(self.error))
+        self.output.synced = self.output.flushed
+        return 0
+
+
+cdef Job output_sync(Log log, Segment output):
+    cdef OutputSyncJob job = OutputSyncJob(log)
+    job.output = output
+    return job
+
+
+# ---- dropping
+
+cdef class DropJob(Job):
+    """Publish the manifest without the sources, then unlink them. Like a SealJob it is the only one to write a manifest."""
+
+    cdef Compaction owner
+    cdef list sources
+    cdef bytes manifest
+    cdef bint everything        # the run had all sealed segments: tombstones that are left cannot go yet
+    cdef bint published
+
+    cdef int work(self) except -1:
+        cdef Segment s
+        cdef Files f = self.log.files
+        log_publish(self.log, self.manifest)
+        self.published = True
+        for s in self.sources:
+            for path in (s.path, order_path(s)):
+                # Left behind, a file that is not listed is removed by the next opening.
+                f.call.unlink(f.ctx, path)
+        return 0
+
+    cdef int settle(self) except -1:
+        cdef Segment s
+        self.log.seal_job = None
+        if self.published:
+            self.owner.unlisted = False
+            if self.everything:
+                self.owner.stuck = sum([(<Segment>s).buried for s in compactable(self.log)])
+            for s in self.sources:
+                self.owner.reclaimed_bytes += s.flushed
+                self.log.segments[s.slot] = None
+                s.slot = NO_SLOT
+        else:
+            for s in self.sources:
+                s.hidden = False
+        if self.error is not None and self.error.errno not in NO_SPACE:
+            log_break(self.log, str(self.error))
+        elif self.log.full or self.log.spare is None:
+            log_submit_seal(self.log)
+        return 0
+
+
+cdef Job drop_job(Compaction owner, Log log, list sources, bint everything):
+    cdef DropJob job = DropJob(log)
+    job.everything = everything
+    job.owner = owner
+    job.sources = sources
+    job.manifest = log_manifest(log, [], 0)
+    log.seal_job = job
+    return job
