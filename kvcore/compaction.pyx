@@ -177,7 +177,8 @@ cdef bint compaction_wants_rotation(Log log) noexcept:
     for s in log.segments:
         if s is not None:
             live += s.flushed - s.dead
-    return log.active.flushed > SEGMENT_HEADER and log.active.dead * 20 > live and log.active.dead > CHUNK
+    return log.active.flushed > SEGMENT_HEADER and log.active.dead * 20 > live and (
+        log.active.dead > min(<uint64_t>CHUNK, log.segment_size // 8))
 
 
 # ---- reading

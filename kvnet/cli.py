@@ -167,6 +167,25 @@ def reads(server: dict[str, str], prefix: str) -> None:
 
 
 @main.command()
+@click.argument("directory", type=click.Path(exists=True, file_okay=False))
+def compact(directory: str) -> None:
+    """Reclaim all dead space in the data DIRECTORY of a server that is stopped.
+
+    A running server does that by itself.
+    """
+    import kvcore
+
+    try:
+        with kvcore.open(directory, fsync="no") as store:
+            before = store.stats()["disk_bytes"]
+            store.compact()
+            after = store.stats()["disk_bytes"]
+    except kvcore.KVError as error:
+        raise _Failed(str(error)) from error
+    click.echo(f"{before} bytes before, {after} bytes after")
+
+
+@main.command()
 @_at_server
 @click.pass_obj
 def status(server: dict[str, str]) -> None:

@@ -117,6 +117,15 @@ def store_families(store):
     yield GaugeMetricFamily("kvstore_segments", "Segment files.", stats["segments"])
     yield GaugeMetricFamily(
         "kvstore_unsynced_bytes", "Bytes written but not yet known to be on the disk.", stats["unsynced_bytes"])
+    yield CounterMetricFamily("kvstore_written_bytes", "Bytes of records written for clients.", stats["written_bytes"])
+    yield CounterMetricFamily("kvstore_compactions", "Compactions begun.", stats["compactions"])
+    yield CounterMetricFamily(
+        "kvstore_compaction_read_bytes", "Bytes of segments read by compaction.", stats["compaction_read_bytes"])
+    yield CounterMetricFamily(
+        "kvstore_compaction_written_bytes", "Bytes of records copied by compaction.", stats["compaction_written_bytes"])
+    yield CounterMetricFamily(
+        "kvstore_compaction_reclaimed_bytes", "Bytes of segments dropped by compaction.",
+        stats["compaction_reclaimed_bytes"])
     yield CounterMetricFamily(
         "kvstore_damaged_reads", "Reads that met a record whose checksum does not hold.", stats["damaged_reads"])
     yield GaugeMetricFamily(

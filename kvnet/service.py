@@ -14,6 +14,7 @@ import kvcore
 from kvcore.errors import KVError
 from kvnet.commit import Commit
 from kvnet.listen import Listener
+from kvnet.maintenance import Maintenance
 from kvnet.metrics import Collector, Metrics
 from kvnet.process import StartError
 from kvnet.protocol import TextFactory
@@ -40,6 +41,7 @@ class Server(MultiService):
         self._gate = _Gate()
         self._registry = CollectorRegistry()
         self._commit = None
+        self._maintenance = None
         self._jobs = set()
         site = MonitorSite(reactor, self._registry, self._readiness)
         for name, factory in (("text", self._gate), ("metrics", site)):
@@ -91,6 +93,7 @@ class Server(MultiService):
             fsync=options["fsync"],
             segment_size=options["segment-size"],
             max_value_size=options["max-value-size"],
+            compression=options["compression"] == "on",
             executor=self._execute,
         )
         metrics = Metrics()
@@ -107,6 +110,8 @@ class Server(MultiService):
             idle_timeout=options["idle-timeout"],
         )
         self._commit.start()
+        self._maintenance = Maintenance(self.store, self._reactor)
+        self._maintenance.start()
 
     def _release(self) -> None:
         """Take back what a start that failed has done."""
@@ -122,6 +127,7 @@ class Server(MultiService):
             return
         # Each step is worth doing when the one before it failed.
         cut = await self._attempt(self._drain)
+        await self._attempt(self._maintenance.stop)
         await self._attempt(self._commit.stop)
         while self._jobs:
             await DeferredList(self._jobs)

@@ -126,6 +126,13 @@ OPTIONS = (
         "longest value that is accepted, up to 1GiB",
     ),
     Option(
+        "compression",
+        "on|off",
+        "on",
+        _one_of("on", "off"),
+        "whether values are compressed when they are copied to reclaim space, where that saves a tenth",
+    ),
+    Option(
         "dialect",
         "challenge|escabelo|lf",
         "challenge",

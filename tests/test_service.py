@@ -94,7 +94,10 @@ class FakeParts:
         self.stop_error = self.close_error = None
 
     def stats(self):
-        return {"keys": 3}
+        return {"keys": 3, "written_bytes": 0}
+
+    def maintenance(self, idle):
+        return None
 
     def close(self):
         self.steps.append("close the store")
@@ -169,7 +172,8 @@ class ServerTests(SynchronousTestCase):
     def test_the_store_gets_the_options(self):
         self.start("--fsync=always", "--segment-size=1M", "--max-value-size=2M")
         del self.opened["executor"]
-        self.assertEqual(self.opened, {"fsync": "always", "segment_size": 1 << 20, "max_value_size": 2 << 20})
+        self.assertEqual(self.opened, {
+            "fsync": "always", "segment_size": 1 << 20, "max_value_size": 2 << 20, "compression": True})
 
     def test_one_line_per_start_and_per_finding_of_the_recovery(self):
         self.start("--text=0", "--metrics=off")

@@ -1,0 +1,108 @@
+"""Background work on the store: checkpoints, compaction, expiry, in small steps between the clients' commands.
+
+The store says what is due and yields Jobs; their disk work is done in worker threads, their ends, about a millisecond each,
+here. While clients write, pauses follow each step, so that the reactor and the disk stay mostly theirs; when they do not,
+there are none, and less is left lying about.
+"""
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
+
+from kvcore.errors import KVError
+
+TICK = 0.5  # seconds between looks at what is due
+QUIET = 5.0  # seconds without a write after which the store counts as idle
+SHARE = 3  # while clients write, pauses last so many times as long as the step before
+LONGEST_PAUSE = 0.1  # seconds
+BACK_OFF = 60.0  # seconds after a failure, for a full disk to be noticed
+
+log = Logger()
+
+
+class Maintenance:
+    """Looks after one store. store: kvcore.Store; reactor: provides time, threads and callLater."""
+
+    def __init__(self, store, reactor):
+        self._store = store
+        self._reactor = reactor
+        self._clock = LoopingCall(self._tick)
+        self._clock.clock = reactor
+        self._steps = None
+        self._running = False  # a job is in a worker thread
+        self._next_call = None
+        self._stopped = None
+        self._written = -1
+        self._written_at = reactor.seconds()
+        self._not_before = 0.0
+
+    def start(self):
+        """Begin looking."""
+        self._clock.start(TICK, now=False)
+
+    def stop(self):
+        """Begin nothing more; what is under way is left where a later opening can go on. Returns a Deferred."""
+        if self._clock.running:
+            self._clock.stop()
+        if self._next_call is not None:
+            self._next_call.cancel()
+            self._next_call = None
+        self._steps = None
+        if not self._running:
+            return succeed(None)
+        self._stopped = Deferred()
+        return self._stopped
+
+    @property
+    def idle(self):
+        """Whether nothing has been written for a while (bool)."""
+        return self._reactor.seconds() - self._written_at >= QUIET
+
+    def _tick(self):
+        now = self._reactor.seconds()
+        written = self._store.stats()["written_bytes"]
+        if written != self._written:
+            self._written, self._written_at = written, now
+        if self._steps is not None or self._running or now < self._not_before:
+            return
+        try:
+            self._steps = self._store.maintenance(idle=self.idle)
+        except KVError as error:
+            self._failed(error)
+        if self._steps is not None:
+            self._next()
+
+    def _next(self):
+        self._next_call = None
+        try:
+            job = next(self._steps)
+        except StopIteration:
+            self._steps = None
+            return
+        except KVError as error:
+            self._failed(error)
+            return
+        self._running = True
+        done = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), job.run)
+        done.addCallback(lambda _: self._ran(job))
+        done.addErrback(lambda failure: self._failed(failure.value))
+
+    def _ran(self, job):
+        self._running = False
+        started = self._reactor.seconds()
+        self._store.flush()
+        job.finish()
+        if self._stopped is not None:
+            self._stopped.callback(None)
+            return
+        pause = 0 if self.idle else min(LONGEST_PAUSE, SHARE * (job.seconds + self._reactor.seconds() - started))
+        self._next_call = self._reactor.callLater(pause, self._next)
+
+    def _failed(self, error):
+        self._running = False
+        self._steps = None
+        self._not_before = self._reactor.seconds() + BACK_OFF
+        log.error("maintenance failed, tried again in {seconds:.0f} s: {reason}", seconds=BACK_OFF, reason=str(error))
+        if self._stopped is not None:
+            self._stopped.callback(None)
