@@ -3,7 +3,8 @@
 # make lint       ruff and cython-lint
 # make debug      build with line tracing, assertions and balance counters; make test KVSTORE_DEBUG=1 tests that build
 # make sanitize   run the suite on a build with the address and undefined behaviour sanitizers
-# make bench-engine, make build, make clean
+# make bench-engine   kvcore beside lmdb, rocksdict and dict: writes docs/benchmarks-engine.md; ARGS=--quick only prints
+# make build, make clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -17,6 +18,7 @@ PIP := $(BIN)/python -m pip install --quiet --root-user-action=ignore
 TOOLS := $(VENV)/.tools
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.dev
+BENCH := $(VENV)/.bench
 
 CYTHON_SOURCES := $(shell find kvcore kvnet tests -name '*.pyx' -o -name '*.pxd')
 SOURCES := $(CYTHON_SOURCES) $(wildcard kvcore/*.h)
@@ -48,8 +50,8 @@ sanitize: $(DEV)
 	cd $(SANITIZE) && KVSTORE_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
 	cd $(SANITIZE) && $(SANITIZE_ENV) $(CURDIR)/$(BIN)/trial --temp-directory=build/trial $(TESTS)
 
-bench-engine: $(INSTALLED) $(BUILT)
-	$(BIN)/python benchmarks/engine.py $(ARGS)
+bench-engine: $(BENCH) $(BUILT)
+	$(BIN)/python benchmarks/engine.py --docs $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
@@ -81,4 +83,8 @@ $(INSTALLED): pyproject.toml | $(BUILT)
 
 $(DEV): pyproject.toml | $(BUILT)
 	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@ $(INSTALLED)
+
+$(BENCH): pyproject.toml | $(BUILT)
+	@$(PIP) --no-build-isolation --editable '.[bench]'
 	@touch $@ $(INSTALLED)
