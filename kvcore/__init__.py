@@ -10,7 +10,7 @@ from kvcore.errors import (
     StorageError,
     UsageError,
 )
-from kvcore.store import Store
+from kvcore.library import Store
 
 __all__ = [
     "ClosedError",

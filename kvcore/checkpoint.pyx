@@ -91,6 +91,8 @@ def checkpoint_steps(Log log not None, HashIndex index not None, Deadlines deadl
     try:
         put_head(content, log)
         put_segments(content, places, log)
+        # Before the partitions: an entry of theirs that is swept away meanwhile must still have its deadline in the image.
+        put_part(content, deadlines.heap.data, sizeof(Deadline), deadlines.heap.len // sizeof(Deadline))
         for p in range(PARTITIONS):
             put_partition(content, <uint32_t*>places.data, places.len // 4, &index.partitions[p])
             if content.len >= WRITTEN or p % 32 == 31:
@@ -99,7 +101,6 @@ def checkpoint_steps(Log log not None, HashIndex index not None, Deadlines deadl
                 check(job)
                 offset += content.len
                 bytebuf_clear(content, 2 * WRITTEN)
-        put_part(content, deadlines.heap.data, sizeof(Deadline), deadlines.heap.len // sizeof(Deadline))
         job = write_job(log, fd, content, offset)
         yield job
         check(job)
@@ -281,15 +282,15 @@ cdef dict load_image(Reader reader, Log log, HashIndex index, Deadlines deadline
     covered = load_segments(reader, log, slots)
     if covered is None:
         return None
+    count = reader.items(sizeof(Deadline))
+    if count < 0:
+        return None
+    bytebuf_append(deadlines.heap, reader.first(), count * sizeof(Deadline))
     for p in range(PARTITIONS):
         count = reader.items(sizeof(Entry))
         if count < 0 or not place_entries(<Entry*>reader.first(), count, slots, log):
             return None
         index_fill(index, p, <Entry*>reader.first(), <uint32_t>count)
-    count = reader.items(sizeof(Deadline))
-    if count < 0:
-        return None
-    bytebuf_append(deadlines.heap, reader.first(), count * sizeof(Deadline))
     log.last_version = max(log.last_version, last_version)
     return covered
 

@@ -8,7 +8,8 @@ from kvcore.order cimport order_path
 from kvcore.record cimport (
     RECORD_COMPRESSED, RECORD_KIND, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_encode, record_of,
     record_size, record_verify)
-from kvcore.segment cimport NO_SLOT, SEGMENT_HEADER, Segment, segment_copy, segment_create, segment_map, segment_seal
+from kvcore.segment cimport (
+    NO_SLOT, SEGMENT_HEADER, Segment, segment_copy, segment_create, segment_map, segment_seal, segment_sync)
 from kvcore.types cimport Location, slice_of, uint8_t
 
 from kvcore.checkpoint import checkpoint_steps
@@ -168,7 +169,7 @@ cdef inline bint is_small(Log log, Segment s) noexcept:
 
 
 def waste(Segment s not None):
-    return (s.dead - min(s.dead, s.buried)) / s.flushed
+    return <double>(s.dead - min(s.dead, s.buried)) / s.flushed
 
 
 cdef bint compaction_wants_rotation(Log log) noexcept:
@@ -369,7 +370,8 @@ cdef class CopyJob(Job):
         self.encoded.len += copy.target_length
         self.min_version = min(self.min_version, r.version)
         self.max_version = max(self.max_version, r.version)
-        if r.flags & RECORD_TOMBSTONE:
+        if not copy.alive:
+            # A tombstone, or a record past its deadline that hides older ones: compacting it again gains nothing.
             self.buried += copy.target_length
         return 0
 
@@ -408,16 +410,13 @@ cdef class OutputSyncJob(Job):
     cdef Segment output
 
     cdef int work(self) except -1:
-        cdef int result
-        with nogil:
-            result = self.log.files.call.fdatasync(self.log.files.ctx, self.output.fd)
-        files_check(result, "sync", self.output.path)
-        return 0
+        return segment_sync(self.output)
 
     cdef int settle(self) except -1:
         if self.error is not None:
             log_break(self.log, str(self.error))
-        self.output.synced = self.output.flushed
+        else:
+            self.output.synced = self.output.flushed
         return 0
 
 

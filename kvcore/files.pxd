@@ -30,6 +30,8 @@ cdef struct FileTable:
     int (*list)(void* ctx, const char* path, char** names, size_t* size) noexcept nogil
     # flock, exclusive, not waiting: -EWOULDBLOCK when another open file holds it.
     int (*lock)(void* ctx, int fd) noexcept nogil
+    # Is the open file the one that the path names now? 1 or 0.
+    int (*is_at)(void* ctx, int fd, const char* path) noexcept nogil
     # Unix time in milliseconds. May jump.
     int64_t (*clock)(void* ctx) noexcept nogil
 

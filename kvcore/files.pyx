@@ -1,15 +1,22 @@
 import os
 
-from libc.errno cimport EINTR, EIO, ENOMEM, errno
+from libc.errno cimport EINTR, EIO, ENOENT, ENOMEM, errno
 from libc.stdlib cimport free, realloc
 from libc.string cimport memcpy, strlen
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_DIRECTORY, O_RDONLY, O_TRUNC, O_WRONLY
-from posix.stat cimport fstat, mkdir, struct_stat
+from posix.stat cimport fstat, mkdir, stat, struct_stat
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport close, fdatasync, fsync, ftruncate, pread, pwrite, rmdir, unlink
 
 from kvcore.errors import StorageError
 
+
+cdef extern from *:
+    """
+    #include <errno.h>
+    #define set_errno(code) (errno = (code))
+    """
+    void set_errno(int code) noexcept nogil
 
 cdef extern from "<fcntl.h>" nogil:
     int c_open "open"(const char* path, int flags, int mode)
@@ -131,11 +138,14 @@ cdef int posix_list(void* ctx, const char* path, char** names, size_t* size) noe
     cdef char* block = NULL
     cdef char* grown
     cdef size_t used = 0, room = 0, n
+    cdef int result
     if handle == NULL:
         return -errno
     while True:
+        set_errno(0)
         entry = readdir(handle)
         if entry == NULL:
+            result = -errno         # 0: that was the last one
             break
         n = strlen(entry.d_name) + 1
         if room - used < n:
@@ -149,6 +159,9 @@ cdef int posix_list(void* ctx, const char* path, char** names, size_t* size) noe
         memcpy(block + used, entry.d_name, n)
         used += n
     closedir(handle)
+    if result < 0:
+        free(block)
+        return result
     names[0] = block
     size[0] = used
     return 0
@@ -156,6 +169,15 @@ cdef int posix_list(void* ctx, const char* path, char** names, size_t* size) noe
 
 cdef int posix_lock(void* ctx, int fd) noexcept nogil:
     return failed(flock(fd, LOCK_EX | LOCK_NB))
+
+
+cdef int posix_is_at(void* ctx, int fd, const char* path) noexcept nogil:
+    cdef struct_stat one, other
+    if fstat(fd, &one) < 0:
+        return -errno
+    if stat(path, &other) < 0:
+        return 0 if errno == ENOENT else -errno
+    return one.st_dev == other.st_dev and one.st_ino == other.st_ino
 
 
 cdef int64_t posix_clock(void* ctx) noexcept nogil:
@@ -186,6 +208,7 @@ cdef class Files:
         self.call.unmap = posix_unmap
         self.call.list = posix_list
         self.call.lock = posix_lock
+        self.call.is_at = posix_is_at
         self.call.clock = posix_clock
 
 

@@ -2,7 +2,8 @@ import os
 import threading
 import time
 
-from libc.errno cimport EDQUOT, EFBIG, EINVAL, ENOSPC, ENOSYS, EOPNOTSUPP
+cimport cython
+from libc.errno cimport EDQUOT, EFBIG, EINVAL, EIO, ENOSPC, ENOSYS, EOPNOTSUPP
 from libc.string cimport memcpy
 
 from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
@@ -12,7 +13,7 @@ from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
     record_of, record_size)
 from kvcore.segment cimport (
-    SEGMENT_HEADER, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal, segment_unpin)
+    SEGMENT_HEADER, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal, segment_sync, segment_unpin)
 from kvcore.types cimport slice_of
 
 from kvcore import manifest
@@ -33,6 +34,7 @@ cdef enum:
 NO_SPACE = (ENOSPC, EDQUOT, EFBIG)
 
 
+@cython.no_gc_clear             # a Store's __dealloc__ needs its file table
 cdef class Log:
     """The log of one directory. Made by kvcore.recovery only."""
 
@@ -203,6 +205,7 @@ cdef int log_seal(Log log) except -1:
         job.run()
         job.finish()
         if job.error is not None and log.spare is None:
+            log.full_disk = job.error.errno in NO_SPACE
             raise job.error
     return 0
 
@@ -261,6 +264,10 @@ cdef class Job:
                 self.work()
             except StorageError as error:
                 self.error = error
+            except BaseException as error:
+                # Memory, a bug, an interrupt: nothing is proven, as if the disk had failed.
+                self.error = StorageError(EIO, f"background work failed: {error!r}")
+                self.error.__cause__ = error
             self.seconds = time.perf_counter() - started
             self.done = True
 
@@ -269,6 +276,8 @@ cdef class Job:
         if self.finished:
             return
         self.finished = True
+        if not self.done:
+            self.error = StorageError(EIO, "background work was not done")
         self.settle()
 
     cdef int work(self) except -1:
@@ -278,18 +287,10 @@ cdef class Job:
         return 0
 
 
-cdef int sync_file(Segment segment) except -1:
-    cdef int result
-    with nogil:
-        result = segment.files.call.fdatasync(segment.files.ctx, segment.fd)
-    files_check(result, "sync", segment.path)
-    return 0
-
-
 cdef class SyncJob(Job):
     cdef int work(self) except -1:
         for segment, _ in self.items:
-            sync_file(segment)
+            segment_sync(segment)
         return 0
 
     cdef int settle(self) except -1:
@@ -300,7 +301,7 @@ cdef class SyncJob(Job):
             if self.error is None:
                 segment.synced = max(segment.synced, end)
         if self.error is not None:
-            log_break(self.log, str(self.error.strerror))
+            log_break(self.log, str(self.error))
             raise ReadOnlyError(self.log.broken)
         segment, end = self.items[len(self.items) - 1]
         if (segment.id, end) >= (self.log.synced_id, self.log.synced_offset):
@@ -318,7 +319,7 @@ cdef class SealJob(Job):
             result = segment.files.call.ftruncate(segment.files.ctx, segment.fd, segment.flushed)
             files_check(result, "cut", segment.path)
             try:
-                sync_file(segment)
+                segment_sync(segment)
             except StorageError as error:
                 # Whatever errno says, records that were acknowledged may be gone: this ends the writing.
                 raise ReadOnlyError(error.strerror) from error
@@ -338,7 +339,7 @@ cdef class SealJob(Job):
         if self.error is not None:
             # Without space all stays as it was, the full segments open in the manifest, and the next rotation tries again.
             if self.error.errno not in NO_SPACE:
-                log_break(log, str(self.error.strerror or self.error))
+                log_break(log, str(self.error))
             return 0
         for segment in self.seals:
             segment.synced = segment.flushed

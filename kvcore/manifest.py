@@ -32,11 +32,11 @@ def decode(content, path):
         f"{path} is damaged; restore it from a backup, or salvage what is left into a new directory")
     body, newline, last = content.removesuffix(b"\n").rpartition(b"\n")
     try:
-        lines = [json.loads(line) for line in body.split(b"\n")]
-        checksum = int(json.loads(last)["crc32c"], 16)
-        head = lines[0]
-        if crc32c(body + newline) != checksum:
+        # Nothing but the short last line is parsed before the checksum is known to hold.
+        if len(last) > 100 or crc32c(body + newline) != int(json.loads(last)["crc32c"], 16):
             raise damaged
+        lines = [json.loads(line) for line in body.split(b"\n")]
+        head = lines[0]
         if head["format"] != FORMAT:
             raise StorageError(
                 f"{path} is of format {head['format']}; this version reads format {FORMAT}; nothing was changed")

@@ -13,15 +13,16 @@ from kvcore.expiry cimport Deadlines
 from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
 from kvcore.hashindex cimport PARTITIONS, Partition
 from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_seal
-from kvcore.replay cimport Replay, replay_data_end, replay_finish, replay_segment
+from kvcore.replay cimport Replay, replay_data_end, replay_finds_record, replay_finish, replay_segment
 from kvcore.segment cimport (
     SEGMENT_HEADER, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
 
 from kvcore import manifest
 from kvcore.errors import CorruptionError, LockedError, StorageError
 
-SEGMENT_NAME = re.compile(rb"(\d{10})\.seg")
-ORDER_NAME = re.compile(rb"(\d{10})\.ord(\.tmp)?")
+# Ids fit 32 bits.
+SEGMENT_NAME = re.compile(rb"([0-3]\d{9})\.seg")
+ORDER_NAME = re.compile(rb"([0-3]\d{9})\.ord(\.tmp)?")
 OUR_NAMES = (
     b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"index.ckpt", b"index.ckpt.tmp", b"quarantine", b"lost+found")
 
@@ -33,23 +34,30 @@ cdef class Recovered:
 cdef Recovered recover(Files files, bytes path, uint64_t segment_size, object executor):
     cdef Recovered result = Recovered()
     cdef double started = time.perf_counter()
-    cdef bint made = False, fresh
+    cdef bint made = False, fresh = False
     cdef int64_t status = files.call.mkdir(files.ctx, path)
+    cdef set found
+    result.lock_fd = -1
     if status != -EEXIST:
         files_check(status, "create directory", path)
         made = True
-    result.lock_fd = -1
-    names = look_around(files, path)
-    fresh = b"MANIFEST" not in names
+        status = files.call.fsync_dir(files.ctx, os.path.dirname(path))
+        if status < 0:
+            files.call.rmdir(files.ctx, path)
+        files_check(status, "sync directory", os.path.dirname(path))
+    found = look_around(files, path)
     try:
         take_lock(result, files, path)
+        # Looked at again: another process may have made the store, and gone, before the lock was ours.
+        fresh = b"MANIFEST" not in look_around(files, path)
+        note_holder(result, files, path)
         if fresh:
             publish_first(files, path)
         open_log(result, files, path, segment_size, executor)
     except BaseException:
         if result.lock_fd >= 0:
             if fresh:
-                undo_creation(files, path, made)
+                undo_creation(files, path, found, made)
             files.call.close(files.ctx, result.lock_fd)
         raise
     result.report["seconds"] = time.perf_counter() - started
@@ -83,25 +91,38 @@ cdef tuple read_manifest(Files files, bytes path):
 
 cdef int take_lock(Recovered result, Files files, bytes path) except -1:
     cdef bytes name = os.path.join(path, b"LOCK")
-    cdef bytes pid = b"%d\n" % os.getpid()
     cdef char holder[32]
+    cdef ssize_t got
+    cdef int fd, status = 0
+    while status == 0:
+        fd = <int>files_check(files.call.open(files.ctx, name, O_RDWR | O_CREAT, 0o600), "open", name)
+        status = files.call.lock(files.ctx, fd)
+        if status == -EAGAIN:
+            got = files_read(files, fd, holder, sizeof(holder), 0)
+            files.call.close(files.ctx, fd)
+            owner = holder[:max(got, 0)].decode("ascii", "replace").strip() or "unknown"
+            raise LockedError(
+                f"{os.fsdecode(path)} is already open by process {owner}; stop it, or use another directory")
+        if status == 0:
+            # An opening that failed may have removed the file since: a lock on it is worth nothing, another is tried.
+            status = files.call.is_at(files.ctx, fd, name)
+        if status <= 0:
+            files.call.close(files.ctx, fd)
+    files_check(status, "lock", name)
+    result.lock_fd = fd
+    return 0
+
+
+# Write down who holds the lock.
+cdef int note_holder(Recovered result, Files files, bytes path) except -1:
+    cdef bytes pid = b"%d\n" % os.getpid()
     cdef const char* text = pid
     cdef size_t n = len(pid)
-    cdef ssize_t got
-    cdef int fd = <int>files_check(files.call.open(files.ctx, name, O_RDWR | O_CREAT, 0o600), "open", name)
-    cdef int status = files.call.lock(files.ctx, fd)
-    if status == -EAGAIN:
-        got = files_read(files, fd, holder, sizeof(holder), 0)
-        files.call.close(files.ctx, fd)
-        owner = holder[:max(got, 0)].decode("ascii", "replace").strip() or "unknown"
-        raise LockedError(f"{os.fsdecode(path)} is already open by process {owner}; stop it, or use another directory")
-    result.lock_fd = fd
-    if status == 0:
-        status = files_write(files, fd, text, n, 0)
+    cdef int status = files_write(files, result.lock_fd, text, n, 0)
     if status == 0:
         # Written over, then cut: on a full disk the block that is there already is all it takes.
-        status = files.call.ftruncate(files.ctx, fd, n)
-    files_check(status, "lock", name)
+        status = files.call.ftruncate(files.ctx, result.lock_fd, n)
+    files_check(status, "lock", os.path.join(path, b"LOCK"))
     return 0
 
 
@@ -117,9 +138,10 @@ cdef int publish_first(Files files, bytes path) except -1:
     return log_publish(log, log_manifest(log, [], 0))
 
 
-cdef int undo_creation(Files files, bytes path, bint made) except -1:
+# Remove what this opening made: nothing whose name was `found` before it.
+cdef int undo_creation(Files files, bytes path, set found, bint made) except -1:
     for name in files_list(files, path):
-        if name in (b"LOCK", b"MANIFEST", b"MANIFEST.tmp") or SEGMENT_NAME.fullmatch(name):
+        if name not in found and (name in (b"LOCK", b"MANIFEST", b"MANIFEST.tmp") or SEGMENT_NAME.fullmatch(name)):
             files.call.unlink(files.ctx, os.path.join(path, name))
     if made:
         files.call.rmdir(files.ctx, path)
@@ -131,6 +153,7 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     cdef list lines
     cdef Segment first
     cdef Replay replay
+    cdef list told
     log.files = files
     log.path = path
     log.segment_size = segment_size
@@ -141,10 +164,10 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     log.store_id, log.hash_secret, log.next_id, lines = read_manifest(files, path)
     result.log = log
     result.index = HashIndex(log.hash_secret)
-    remove_unlisted(log, {line["id"] for line in lines})
     for line in lines:
         log.next_id = max(log.next_id, <uint32_t>line["id"] + 1)
         open_segment(log, line)
+    told = settle_unlisted(log, lines, {line["id"] for line in lines})
     if not any(line["state"] == "open" for line in lines):
         first = segment_create(files, path, log.next_id, log.store_id, False)
         segment_map(first, segment_size)
@@ -171,29 +194,73 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     result.report = {
         "records": replay.records, "checkpoint": bool(covered), "segments": len(log.segments),
         "torn_bytes": replay.torn_bytes, "damaged_bytes": replay.damaged_bytes, "damaged_ranges": replay.damaged_ranges,
-        "lost_keys": len(replay.lost), "messages": replay.messages}
+        "lost_keys": len(replay.lost), "messages": told + replay.messages}
     if log.spare is None or log.full:
         log_submit_seal(log)
     return 0
 
 
-cdef int remove_unlisted(Log log, set listed) except -1:
-    cdef uint32_t id
+# Settle what is in the directory but not in the manifest: `listed` are the ids of `lines`. Returns what there is to tell.
+cdef list settle_unlisted(Log log, list lines, set listed):
+    cdef uint32_t known = log.next_id
+    cdef Segment segment
+    cdef list told = [], doomed = []
     for name in files_list(log.files, log.path):
+        path = os.path.join(log.path, name)
         match = ORDER_NAME.fullmatch(name)
         if match is not None and (match[2] or int(match[1]) not in listed):
-            log.files.call.unlink(log.files.ctx, os.path.join(log.path, name))
+            log.files.call.unlink(log.files.ctx, path)
         match = SEGMENT_NAME.fullmatch(name)
         if match is None or int(match[1]) in listed:
             continue
-        id = int(match[1])
-        log.next_id = max(log.next_id, id + 1)
-        path = os.path.join(log.path, name)
+        log.next_id = max(log.next_id, <uint32_t>int(match[1]) + 1)
         if file_size(log.files, path) >= SEGMENT_HEADER:
-            # Refuses when it is another store's: only what this store left behind is removed.
-            segment_open(log.files, log.path, id, log.store_id)
+            # Refuses when it is another store's: only what this store left behind is touched.
+            segment = segment_open(log.files, log.path, int(match[1]), log.store_id)
+            # What the manifest knew of and does not list was dropped on purpose; what is younger never held records, unless
+            # it is a compaction's.
+            if segment.id >= known and not segment.compacted and replay_finds_record(
+                    Replay(log, HashIndex(log.hash_secret), Deadlines()), segment):
+                told.append(set_aside(log, name))
+                continue
+        doomed.append(path)
+    if log.next_id != known:
+        keep_ids_used(log, lines)
+    for path in doomed:
         files_check(log.files.call.unlink(log.files.ctx, path), "remove", path)
+    return told
+
+
+# No number is used twice, also when its file is about to go and the next opening does not see it: a checkpoint may name it.
+cdef int keep_ids_used(Log log, list lines) except -1:
+    try:
+        log_publish(log, manifest.encode(log.store_id, log.hash_secret, log.next_id, lines))
+    except StorageError:
+        # No space, say: without the checkpoint a number may be used again.
+        log.files.call.unlink(log.files.ctx, os.path.join(log.path, b"index.ckpt"))
     return 0
+
+
+# Move a segment that is younger than the manifest, and holds records, into the quarantine. Returns what there is to tell.
+cdef str set_aside(Log log, bytes name):
+    cdef Files f = log.files
+    cdef bytes directory = os.path.join(log.path, b"quarantine")
+    cdef bytes source = os.path.join(log.path, name)
+    cdef bytes target
+    cdef int64_t status = f.call.mkdir(f.ctx, directory)
+    if status != -EEXIST:
+        files_check(status, "create directory", directory)
+    taken = files_list(f, directory)
+    kept, number = name, 1
+    while kept in taken:
+        number += 1
+        kept = name.replace(b".seg", b"-%d.seg" % number)
+    target = os.path.join(directory, kept)
+    files_check(f.call.rename(f.ctx, source, target), "move", source)
+    files_check(f.call.fsync_dir(f.ctx, directory), "sync directory", directory)
+    files_check(f.call.fsync_dir(f.ctx, log.path), "sync directory", log.path)
+    return (f"{os.fsdecode(source)} holds records, but the manifest is older than it: moved to {os.fsdecode(target)}; "
+            "was an old MANIFEST put back?")
 
 
 cdef int64_t file_size(Files files, bytes path) except -1:

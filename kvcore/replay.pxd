@@ -20,7 +20,7 @@ cdef class Replay:
     cdef ByteBuf scratch
     cdef ByteBuf tombstones         # of Grave: entries to take out when all is read
     cdef set lost                   # (slot, offset) of damaged records that the index names
-    cdef uint64_t newest            # highest version seen
+    cdef uint64_t newest            # highest version seen, or known from the checkpoint
     cdef uint64_t latest_version    # version below which plausible ones lie
     cdef uint32_t synced_id         # position up to which marks and sealed segments prove the log synced
     cdef uint64_t synced_offset
@@ -34,6 +34,9 @@ cdef class Replay:
 
 # Where the last byte that is not zero ends; SEGMENT_HEADER when all of the records' part is zero. Raises StorageError.
 cdef uint64_t replay_data_end(Replay p, Segment s) except 0
+
+# Does the segment seem to hold any good record? Asked of a Replay made for it. Raises StorageError.
+cdef bint replay_finds_record(Replay p, Segment s) except -1
 
 # Put the records of the segment in `slot`, from byte `start` to data_end, into the index and set its `flushed`. `last`:
 # it is the one whose tail may be torn. Raises StorageError, MemoryError.

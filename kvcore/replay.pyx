@@ -44,6 +44,7 @@ cdef class Replay:
         self.tombstones = ByteBuf()
         self.lost = set()
         self.messages = []
+        self.newest = log.last_version
         self.latest_version = (<uint64_t>max(log.files.call.clock(log.files.ctx), <int64_t>0) << 20) + DAY
 
 
@@ -98,15 +99,22 @@ cdef int good_record(Replay p, Segment s, uint64_t offset, Record* r) except -1:
     return record_verify(data, r, s.seed)
 
 
+# The version below which plausible ones lie. A clock that was ahead when the records around were written is as plausible
+# as the one of today.
+cdef inline uint64_t latest(Replay p) noexcept:
+    return max(p.latest_version, p.newest + DAY)
+
+
 # The next good record from `offset` on, or `end`. 0 when the search was given up: that many false starts are either
 # an attack or a broken disk, and searching on would take for ever.
 cdef uint64_t next_good(Replay p, Segment s, uint64_t offset, uint64_t end) except? 0:
     cdef uint64_t budget = (end - offset) * SEARCH_FACTOR + CHUNK
+    cdef uint64_t from_version = min(OLDEST, p.newest, s.min_version), to_version = max(latest(p), s.max_version)
     cdef const uint8_t* data
     cdef Record r
     while offset + RECORD_HEADER <= end:
         data = fetch(p, s, offset, RECORD_HEADER, s.allocated)
-        if record_decode(data, s.allocated - offset, &r) == 0 and OLDEST <= r.version <= p.latest_version:
+        if record_decode(data, s.allocated - offset, &r) == 0 and from_version <= r.version <= to_version:
             if r.size > budget:
                 return 0
             budget -= r.size
@@ -114,6 +122,16 @@ cdef uint64_t next_good(Replay p, Segment s, uint64_t offset, uint64_t end) exce
                 return offset
         offset += 1
     return end
+
+
+cdef bint replay_finds_record(Replay p, Segment s) except -1:
+    cdef uint64_t data_end = replay_data_end(p, s)
+    # Whatever the time it claims; and a search that is given up (0) proves nothing.
+    p.newest = 0
+    p.latest_version = <uint64_t>-1
+    found = data_end > SEGMENT_HEADER and next_good(p, s, SEGMENT_HEADER, data_end) != data_end
+    p.window.len = 0
+    return found
 
 
 # Put one record into the index if it is the newest of its key.
@@ -178,8 +196,8 @@ cdef bint apply_lost(Replay p, Segment s, Location at, bint framed, uint64_t pre
     known = (framed or bit >= 0) and record_decode(data, at.length, &r) == 0 and r.size == at.length and (
         r.flags & RECORD_KIND == 0)
     if known:
-        if not previous < r.version <= p.latest_version:
-            r.version = p.latest_version
+        if not previous < r.version <= latest(p):
+            r.version = latest(p)
         apply(p, &r, at)
         p.lost.add((at.segment, at.offset))
     if bit >= 0:

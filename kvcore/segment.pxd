@@ -31,6 +31,8 @@ cdef class Segment:
     cdef uint32_t slot              # place in Log.segments, which is how the index names it; NO_SLOT: none (any more)
     cdef int fd                     # -1 once sealed and no longer needed for writing or syncing
     cdef int pins                   # jobs that use fd right now
+    cdef object lock                # held during fdatasync
+    cdef int sync_failed            # -errno of the fdatasync that failed; never tried again
     cdef uint32_t seed
     cdef const uint8_t* map
     cdef size_t mapped
@@ -61,6 +63,9 @@ cdef bytes segment_name(uint32_t id)
 
 # Make sure that bytes up to `end` are mapped. Raises StorageError.
 cdef int segment_map(Segment s, uint64_t end) except -1
+
+# Put what is in the file on the disk; any thread. Raises StorageError, from the first failure on for ever.
+cdef int segment_sync(Segment s) except -1
 
 # Sealing is over: no more writes. The descriptor closes when its last pin goes.
 cdef void segment_seal(Segment s) noexcept

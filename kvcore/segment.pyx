@@ -1,4 +1,5 @@
 import os
+import threading
 
 cimport cython
 from libc.errno cimport ENOMEM
@@ -34,6 +35,7 @@ cdef class Segment:
     def __cinit__(self):
         self.fd = -1
         self.slot = NO_SLOT
+        self.lock = threading.Lock()
 
     def __dealloc__(self):
         global segments_open
@@ -138,6 +140,18 @@ cdef int segment_map(Segment s, uint64_t end) except -1:
     s.map = address
     s.mapped = end
     segments_open += 1
+    return 0
+
+
+cdef int segment_sync(Segment s) except -1:
+    cdef int result
+    # The kernel tells an open file of a failure once: of two threads that sync it only one hears of it.
+    with s.lock:
+        if s.sync_failed == 0:
+            with nogil:
+                result = s.files.call.fdatasync(s.files.ctx, s.fd)
+            s.sync_failed = min(result, 0)
+    files_check(s.sync_failed, "sync", s.path)
     return 0
 
 

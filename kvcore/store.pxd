@@ -26,7 +26,9 @@ cdef class Store:
     cdef object upkeep                  # looks after a store that is used as a library
     cdef uint64_t maintained            # flushed_total when it last did
     cdef ByteBuf scratch
-    cdef ByteBuf undo                   # of Change: what to take back when the buffer cannot be written
+    cdef ByteBuf undo                   # what to take back when the buffer cannot be written: undo.pxd
+    cdef unsigned long owner            # thread, and count of forks, when it was opened
+    cdef long forks
     cdef int lock_fd
     cdef bint closed
     cdef bint autoflush

@@ -1,24 +1,26 @@
 import os
 
 cimport cython
+from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.string cimport memmove
 
-from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
+from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear
 from kvcore.checkpoint cimport checkpoint_due
 from kvcore.compaction cimport Compaction, compaction_choose, compaction_wants_rotation, unfinished
 from kvcore.expiry cimport deadline_of, deadlines_add, deadlines_reserve, deadlines_sweep, deadlines_tidy
 from kvcore.files cimport Files
-from kvcore.hashindex cimport Entry, index_bytes, index_first, index_hash, index_insert, index_next, index_remove
+from kvcore.hashindex cimport Entry, index_bytes, index_hash, index_insert, index_remove
 from kvcore.log cimport (
-    log_append, log_bury, log_check_writable, log_commit, log_drop, log_finish, log_flush, log_give_back, log_has_room,
-    log_mark, log_now, log_rotate, log_sync_job, log_take_back, log_unbury, log_unsynced)
+    log_append, log_bury, log_check_writable, log_commit, log_finish, log_flush, log_give_back, log_has_room, log_mark,
+    log_now, log_rotate, log_sync_job, log_take_back, log_unsynced)
 from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read
 from kvcore.record cimport COMMIT_SIZE, RECORD_COMPRESSED, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
 from kvcore.recovery cimport Recovered, recover
 from kvcore.scan cimport Cursor, scan_next, scan_range
 from kvcore.segment cimport SEGMENT_HEADER, Segment
 from kvcore.types cimport MAX_KEY_SIZE, MAX_VALUE_SIZE, slice_of, uint8_t
+from kvcore.undo cimport undo_all, undo_forget, undo_note, undo_reserve
 
 from kvcore.batch import Batch
 from kvcore.checkpoint import checkpoint_steps
@@ -30,6 +32,7 @@ from kvcore.upkeep import Upkeep
 
 cdef enum:
     SCRATCH_KEPT = 1 << 20              # bytes of room the scratch buffer keeps
+    UNFLUSHED = 512 << 10               # bytes of the buffer from which it is flushed, asked for or not
     SWEPT = 1024                        # deadlines gone through at a time
     MAX_BATCH = 1 << 30                 # bytes of records
     MAINTAINED = 256                    # so many times while a segment is written, a library looks at what is due
@@ -39,14 +42,6 @@ MIN_SEGMENT_SIZE, MAX_SEGMENT_SIZE = 64 << 10, 1 << 30
 LONGEST_TTL = 10 ** 10                  # seconds: some centuries
 
 
-# One change of the index that is not yet in the kernel. An empty Location (length 0) means "no entry".
-cdef struct Change:
-    uint64_t hash
-    Location before
-    Location after
-
-
-@cython.final
 @cython.no_gc_clear             # __dealloc__ needs the file table
 cdef class Store:
     """A store opened by kvcore.open. Belongs to the thread that opened it; a context manager that closes it.
@@ -59,6 +54,8 @@ cdef class Store:
                   executor=None, compression=True, Files files=None):
         self.lock_fd = -1
         self.closed = True
+        self.owner = PyThread_get_thread_ident()
+        self.forks = forks
         if fsync not in FSYNC_WORDS:
             raise UsageError(f"fsync is one of {', '.join(FSYNC_WORDS)}, not {fsync!r}")
         if not MIN_SEGMENT_SIZE <= segment_size <= MAX_SEGMENT_SIZE:
@@ -209,7 +206,8 @@ cdef class Store:
 
         job.run() may be called on any thread, job.finish() (raises StorageError) on this one afterwards.
         """
-        check_open(self)
+        if self.closed:         # and no more: the syncer's thread may call this
+            raise ClosedError("the store is closed")
         return log_sync_job(self.log)
 
     @property
@@ -272,6 +270,7 @@ cdef class Store:
 
         Happens by itself at close and now and then. Raises StorageError, ClosedError.
         """
+        self.upkeep.finish()
         self.drive(self.checkpoint_steps())
 
     def checkpoint_steps(self):
@@ -286,20 +285,16 @@ cdef class Store:
         """
         if self.closed:
             return
+        check_open(self)
         if self.syncer is not None:
             self.syncer.stop()
         try:
-            if self.log.broken is None:
-                store_flush(self)
-                self.upkeep.finish()
-            log_finish(self.log)
-            if self.log.broken is None:
-                self.sync()
-                if self.compaction.unlisted:
-                    # What somebody else drove, and left: records that the index finds there must be listed.
-                    self.drive(self.compaction.publish(self.log, self.index, self.deadlines, [], unfinished(self.log)))
-                if self.log.flushed_total != self.log.checkpoint_total:
-                    self.checkpoint()
+            try:
+                if self.log.broken is None:
+                    finish_writing(self)
+            finally:
+                # Nothing may work in the directory once it is let go.
+                log_finish(self.log)
             log_give_back(self.log)
         finally:
             self.closed = True
@@ -333,6 +328,26 @@ cdef class Store:
             "compressed_from_bytes": self.compaction.packed_bytes, "compressed_to_bytes": self.compaction.frame_bytes}
 
 
+# The part of close that may fail: everything on the disk, a checkpoint.
+cdef int finish_writing(Store s) except -1:
+    try:
+        store_flush(s)
+        s.upkeep.finish()
+    finally:
+        # Whatever that came to, what is in the kernel goes to the disk.
+        log_finish(s.log)
+        if s.log.broken is None:
+            s.sync()
+    if s.log.broken is not None:
+        return 0
+    if s.compaction.unlisted:
+        # What somebody else drove, and left: records that the index finds there must be listed.
+        s.drive(s.compaction.publish(s.log, s.index, s.deadlines, [], unfinished(s.log)))
+    if s.log.flushed_total != s.log.checkpoint_total:
+        s.checkpoint()
+    return 0
+
+
 cdef uint64_t deadline_in(Store s, ttl) except? 0:
     if not 0 < ttl < LONGEST_TTL:
         raise UsageError(f"a ttl is more than 0 and less than {LONGEST_TTL} seconds, not {ttl}")
@@ -358,7 +373,25 @@ cdef inline Slice view(bytes data) noexcept:
 cdef inline int check_open(Store s) except -1:
     if s.closed:
         raise ClosedError("the store is closed")
+    if s.owner != PyThread_get_thread_ident() or s.forks != forks:
+        refuse_stranger(s)
     return 0
+
+
+cdef int refuse_stranger(Store s) except -1:
+    if s.forks != forks:
+        raise UsageError("the store was opened by the process that forked this one; open it in one process only")
+    raise UsageError("the store belongs to the thread that opened it")
+
+
+def count_fork():
+    """Make stores that were opened before a fork refuse their child."""
+    global forks
+    forks += 1
+
+
+cdef long forks = 0
+os.register_at_fork(after_in_child=count_fork)
 
 
 cdef int check_sizes(Store s, Slice key, Slice value) except -1:
@@ -424,18 +457,11 @@ cdef int make_room(Store s, size_t size) except -1:
         if not log_has_room(s.log, size):
             store_flush(s)
             log_rotate(s.log)
+        elif s.log.buf.len > UNFLUSHED:
+            # A buffer that outgrows the processor's cache makes writing slower, not faster.
+            store_flush(s)
         log_mark(s.log)
-    bytebuf_reserve(s.undo, sizeof(Change))
-    return 0
-
-
-cdef void note_change(Store s, uint64_t hash, Location before, Location after) noexcept:
-    # make_room has reserved the place.
-    cdef Change* change = <Change*>(s.undo.data + s.undo.len)
-    change.hash = hash
-    change.before = before
-    change.after = after
-    s.undo.len += sizeof(Change)
+    return undo_reserve(s.undo)
 
 
 cdef int store_put(Store s, Slice key, Slice value, uint64_t expires_at) except -1:
@@ -464,7 +490,7 @@ cdef int store_put(Store s, Slice key, Slice value, uint64_t expires_at) except 
         log_bury(s.log, before)
     if expires_at:
         deadlines_add(s.deadlines, expires_at, hash)
-    note_change(s, hash, before, at)
+    undo_note(s.undo, hash, before, at)
     return end_of_batch(s)
 
 
@@ -489,7 +515,7 @@ cdef int store_delete(Store s, Slice key) except -1:
         index_remove(s.index, hash, entry)
         log_bury(s.log, before)
         at.length = 0
-        note_change(s, hash, before, at)
+        undo_note(s.undo, hash, before, at)
     end_of_batch(s)
     return found != NOT_FOUND and not 0 < deadline <= log_now(s.log)
 
@@ -510,9 +536,7 @@ cdef int store_batch(Store s, size_t count, size_t bytes) except -1:
 
 cdef int store_batch_undo(Store s) except -1:
     s.batch_left = 0
-    take_back(s)
-    log_drop(s.log)
-    return 0
+    return undo_all(s.undo, s.log, s.index)
 
 
 # The flag of the next record: those of a batch are followed by more, at last by the commit.
@@ -536,11 +560,10 @@ cdef int store_flush(Store s) except -1:
     try:
         log_flush(s.log)
     except BaseException:
-        take_back(s)
-        log_drop(s.log)
+        undo_all(s.undo, s.log, s.index)
         raise
     s.flushes += 1
-    bytebuf_clear(s.undo, SCRATCH_KEPT)
+    undo_forget(s.undo)
     return 0
 
 
@@ -550,29 +573,6 @@ cdef uint64_t store_flushes(Store s) noexcept:
 
 cdef size_t store_pending(Store s) noexcept:
     return 0 if s.closed else s.log.buf.len
-
-
-# The buffer could not be written: give every key back the record it had before.
-cdef int take_back(Store s) except -1:
-    cdef Change* change = <Change*>s.undo.data
-    cdef size_t i = s.undo.len // sizeof(Change)
-    cdef Entry* entry
-    while i > 0:
-        i -= 1
-        if change[i].before.length:
-            log_unbury(s.log, change[i].before)
-        if change[i].after.length == 0:
-            index_insert(s.index, change[i].hash, change[i].before)
-            continue
-        entry = index_first(s.index, change[i].hash)
-        while entry.at.segment != change[i].after.segment or entry.at.offset != change[i].after.offset:
-            entry = index_next(s.index, change[i].hash, entry)
-        if change[i].before.length:
-            entry.at = change[i].before
-        else:
-            index_remove(s.index, change[i].hash, entry)
-    bytebuf_clear(s.undo, SCRATCH_KEPT)
-    return 0
 
 
 # The first bytes above all that begin with `prefix`; None: there are none.

@@ -74,6 +74,8 @@ class Commit:
 
     def _begin(self):
         self._scheduled = False
+        if self._syncing:
+            return  # _tick began one meanwhile; its end begins the next
         group, self._waiting = self._waiting, {}
         self._started_at = self._reactor.seconds()
         try:
@@ -114,9 +116,17 @@ class Commit:
         self._good_at = self._started_at
         self.holding = self._always
         for protocol, mark in group.items():
-            protocol.released(mark)
+            self._answer(protocol, protocol.released, mark)
 
     def _fail(self, group, error):
-        for protocol in [*group, *self._waiting]:
-            protocol.failed(str(error))
-        self._waiting.clear()
+        joined, self._waiting = self._waiting, {}
+        for protocol in {**group, **joined}:
+            self._answer(protocol, protocol.failed, str(error))
+
+    def _answer(self, protocol, how, what):
+        try:
+            how(what)
+        except Exception:
+            # One connection's trouble is not that of the others in the group.
+            log.failure("a connection could not be answered after a sync")
+            protocol.transport.abortConnection()

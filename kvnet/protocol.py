@@ -16,6 +16,7 @@ class TextProtocol(Protocol):
         factory = self.factory
         self.session = factory.new_session()
         self._choked = False  # the transport's buffer is full
+        self._stalled = False  # enough replies wait for a sync
         self._closing = False  # close when everything is answered
         self._timeout = None
         factory.opened(self)
@@ -66,15 +67,21 @@ class TextProtocol(Protocol):
 
     def pauseProducing(self):
         self._choked = True
-        self.transport.pauseProducing()
+        self._read_or_not()
 
     def resumeProducing(self):
         self._choked = False
-        self.transport.resumeProducing()
+        self._read_or_not()
         self._pump()
 
     def stopProducing(self):
         self._choked = True
+
+    def _read_or_not(self):
+        if self._choked or self._stalled:
+            self.transport.pauseProducing()
+        else:
+            self.transport.resumeProducing()
 
     def _pump(self):
         session = self.session
@@ -86,6 +93,11 @@ class TextProtocol(Protocol):
                 break
             session.hold = self.factory.commit.holding
             session.resume()
+        stalled = session.held and session.unfinished
+        if stalled != self._stalled:
+            # Enough waits for the sync: what the client sends on may wait in the kernel.
+            self._stalled = stalled
+            self._read_or_not()
         if session.held:
             self.factory.commit.wait(self)
         elif self._closing and not session.unfinished:
@@ -102,7 +114,11 @@ class TextProtocol(Protocol):
 
     def _timed_out(self):
         self._timeout = None
+        if self._closing:
+            self.transport.abortConnection()  # it had its time to take what was left
+            return
         self.drain()
+        self._touch()
 
 
 class TextFactory(Factory):

@@ -170,6 +170,9 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
         return True
     if c.cursor is not None:
         text_list_more(c, c.out.len + LIST_PART)
+        # Making the list flushed all before it: there is nothing in it to go back over.
+        s.now.reply = c.out.len
+        s.safe = s.now
         return c.cursor is None
     if c.out.len >= REPLIES_AT:
         return False
@@ -229,6 +232,8 @@ cdef bint settle(Session s) except -1:
     try:
         store_flush(s.context.store)
     except KVError as error:
+        if s.context.refusing is not None:
+            raise                   # nothing was written, and still it fails: the store was closed
         go_back(s, error)
         return False
     s.now.reply = s.context.out.len

@@ -1,6 +1,6 @@
 """C functions of the engine, within reach of the tests. Built in place only, never shipped."""
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_discard
-from kvcore.files cimport Files
+from kvcore.files cimport Files, FileTable
 from kvcore.hashindex cimport Entry, HashIndex, index_bytes, index_first, index_hash, index_insert, index_next, index_remove
 from kvcore.types cimport Location, uint8_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
@@ -68,3 +68,94 @@ cdef class HandFiles(Files):
     def __cinit__(self):
         self.ctx = &self.now
         self.call.clock = hand_clock
+
+
+cdef class HookedFiles(Files):
+    """A file table to watch, and to make fail: hook(name, path or descriptor) is called before each call; None lets it
+    happen, a number is its result.
+    """
+
+    cdef FileTable real
+    cdef object hook
+
+    def __cinit__(self, hook):
+        self.hook = hook
+        self.real = self.call
+        self.ctx = <void*>self
+        self.call.open = hooked_open
+        self.call.pwrite = hooked_pwrite
+        self.call.fdatasync = hooked_fdatasync
+        self.call.fsync_dir = hooked_fsync_dir
+        self.call.rename = hooked_rename
+        self.call.unlink = hooked_unlink
+        self.call.ftruncate = hooked_ftruncate
+        self.call.list = hooked_list
+        self.call.lock = hooked_lock
+
+
+cdef int64_t ask(void* ctx, str name, object what) except? -1:
+    said = (<HookedFiles>ctx).hook(name, what)
+    return 1 if said is None else said
+
+
+cdef int hooked_open(void* ctx, const char* path, int flags, int mode) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "open", <bytes>path)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.open(ctx, path, flags, mode)
+
+
+cdef ssize_t hooked_pwrite(void* ctx, int fd, const void* src, size_t n, uint64_t offset) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "pwrite", fd)
+        return said if said <= 0 else (<HookedFiles>ctx).real.pwrite(ctx, fd, src, n, offset)
+
+
+cdef int hooked_fdatasync(void* ctx, int fd) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "fdatasync", fd)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.fdatasync(ctx, fd)
+
+
+cdef int hooked_fsync_dir(void* ctx, const char* path) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "fsync_dir", <bytes>path)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.fsync_dir(ctx, path)
+
+
+cdef int hooked_rename(void* ctx, const char* source, const char* target) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "rename", <bytes>target)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.rename(ctx, source, target)
+
+
+cdef int hooked_unlink(void* ctx, const char* path) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "unlink", <bytes>path)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.unlink(ctx, path)
+
+
+cdef int hooked_ftruncate(void* ctx, int fd, uint64_t size) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "ftruncate", fd)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.ftruncate(ctx, fd, size)
+
+
+cdef int hooked_list(void* ctx, const char* path, char** names, size_t* size) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "list", <bytes>path)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.list(ctx, path, names, size)
+
+
+cdef int hooked_lock(void* ctx, int fd) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "lock", fd)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.lock(ctx, fd)

@@ -69,7 +69,12 @@ class ConnectionCase(StoreCase):
         self.commit = Commit(self.store, self.metrics, self.reactor)
         self.factory = TextFactory(self.store, self.commit, self.metrics, self.reactor, **options)
         self.commit.start()
-        self.addCleanup(self.commit.stop)
+        self.addCleanup(self._end)
+
+    def _end(self):
+        stopped = self.commit.stop()
+        self.reactor.run_threads()  # a test that failed half-way may have left a sync under way
+        return stopped
 
     def connect(self):
         protocol = self.factory.buildProtocol(None)
@@ -133,13 +138,14 @@ class ConnectionTest(ConnectionCase):
 
     def test_idle_connection_is_closed_and_a_busy_one_is_not(self):
         self.serve(idle_timeout=60)
-        _, idle = self.connect()
+        forgotten, idle = self.connect()
         protocol, busy = self.connect()
         self.reactor.advance(40)
         protocol.dataReceived(b"status\r")
         self.reactor.advance(40)
         self.assertTrue(idle.disconnecting)
         self.assertFalse(busy.disconnecting)
+        forgotten.connectionLost(None)
         protocol.connectionLost(None)
         self.assertEqual([call for call in self.reactor.getDelayedCalls() if call.getTime() > 100], [])
 

@@ -10,6 +10,7 @@ import struct
 import crc32c
 
 import kvcore
+from kvcore import manifest
 from tests.support import StoreCase
 
 SMALL = 64 << 10
@@ -371,11 +372,79 @@ class HistoryTest(CrashCase):
         header[16:24] = (9).to_bytes(8, "little")
         leftover = bytes(header) + crc32c.crc32c(bytes(header)).to_bytes(4, "little")
         path = os.path.join(self.dir, "0000000009.seg")
-        old = forge(seed_of(leftover), 1900000000000 << 20, b"a", b"old")
-        for content in (leftover, leftover[:30], b"", leftover + old):
+        for content in (leftover, leftover[:30], b"", leftover + bytes(1000), leftover + b"garbage" * 100):
             self.damage(path, content)
-            self.assertEqual(self.contents(), {b"a": b"1"})
+            store = self.open()
+            self.assertEqual((dict(store.items()), store.recovery["messages"]), ({b"a": b"1"}, []))
+            store.close()
             self.assertFalse(os.path.exists(path))
+            self.assertFalse(os.path.exists(os.path.join(self.dir, "quarantine")))
+
+    def unlisted(self, id, compacted=False):
+        """A segment of the test's store that its manifest does not list, with one record."""
+        header = bytearray(self.read(self.segment_paths()[0])[:60])
+        header[12] = compacted
+        header[16:24] = id.to_bytes(8, "little")
+        header += crc32c.crc32c(bytes(header)).to_bytes(4, "little")
+        return bytes(header) + forge(seed_of(header), 1900000000000 << 20, b"a", b"old")
+
+    def test_unlisted_segment_with_records_is_moved_aside_and_told(self):
+        """One that is younger than the manifest: an old MANIFEST was put back."""
+        self.write([(b"a", b"1")])
+        for number, damage in ((9, b""), (19, b"?" * 50)):
+            whole = self.unlisted(number)
+            content = whole[:HEADER] + damage + whole[HEADER:]
+            path = os.path.join(self.dir, f"{number:010}.seg")
+            self.damage(path, content)
+            store = self.open()
+            self.assertEqual(dict(store.items()), {b"a": b"1"})
+            (message,) = store.recovery["messages"]
+            self.assertIn("quarantine", message)
+            store.close()
+            self.assertFalse(os.path.exists(path))
+            self.assertEqual(self.read(os.path.join(self.dir, "quarantine", f"{number:010}.seg")), content)
+
+    def test_source_of_a_compaction_that_a_crash_left_is_removed_without_a_word(self):
+        """The manifest knows its number and does not list it."""
+        self.write([(b"a", b"1")])
+        path = os.path.join(self.dir, manifest.NAME)
+        store_id, secret, _, segments = manifest.decode(self.read(path), path)
+        self.damage(path, manifest.encode(store_id, secret, 50, segments))
+        left = os.path.join(self.dir, "0000000009.seg")
+        self.damage(left, self.unlisted(9))
+        store = self.open()
+        self.assertEqual((dict(store.items()), store.recovery["messages"]), ({b"a": b"1"}, []))
+        self.assertFalse(os.path.exists(left))
+
+    def test_number_of_a_removed_segment_is_not_used_again_after_a_second_crash(self):
+        """The checkpoint may name it, and would be believed of another segment with that number."""
+        self.write([(b"a", b"1")])
+        self.damage(os.path.join(self.dir, "0000000009.seg"), self.unlisted(9, compacted=True))
+        self.open()
+        path = os.path.join(self.dir, manifest.NAME)
+        self.assertGreaterEqual(manifest.decode(self.read(path), path)[2], 10)
+
+    def test_what_a_compaction_left_over_is_removed_without_a_word(self):
+        """Copies that were not listed yet, or listed no longer."""
+        self.write([(b"k%d" % i, bytes(1000)) for i in range(200)], segment_size=SMALL)
+        path = os.path.join(self.dir, manifest.NAME)
+        store_id, secret, _, segments = manifest.decode(self.read(path), path)
+        self.damage(path, manifest.encode(store_id, secret, 50, segments))
+        for id in (60, 40):
+            left_over = os.path.join(self.dir, f"{id:010d}.seg")
+            self.damage(left_over, self.unlisted(id, compacted=True))
+            store = self.open(segment_size=SMALL)
+            self.assertEqual((len(store), store.recovery["messages"]), (200, []))
+            store.close()
+            self.assertFalse(os.path.exists(left_over))
+
+    def test_refusal_of_a_store_with_a_missing_segment_removes_no_other(self):
+        self.write([(b"k%d" % i, bytes(1000)) for i in range(100)], segment_size=SMALL)
+        left_over = os.path.join(self.dir, "0000000040.seg")
+        self.damage(left_over, self.unlisted(40, compacted=True))
+        os.unlink(self.segment_paths()[1])
+        self.assertIn("missing", str(self.assertRaises(kvcore.CorruptionError, kvcore.open, self.dir)))
+        self.assertTrue(os.path.exists(left_over))
 
     def test_crash_while_the_directory_was_made(self):
         """Killed between the steps of the first opening: the next one completes it."""

@@ -1,0 +1,5 @@
+class Segment:
+    path: bytes
+    id: int
+
+def open_count() -> int: ...

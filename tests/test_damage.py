@@ -1,0 +1,252 @@
+"""Damage in odd places: the tail of another segment, swapped segments, wrong clocks, keys that collide, marks."""
+
+import os
+import struct
+
+import kvcore
+from kvcore import manifest
+from tests.test_recovery import HEADER, SMALL, CrashCase, forge, records, seed_of
+
+# Two pairs of keys that share all 40 bits of the hash in use when the secret is 16 zero bytes.
+COLLIDING = ((b"k98999", b"k179368"), (b"k50934", b"k2053718"))
+RECENT = 1700000000000 << 20
+
+
+class MarkTest(CrashCase):
+    def test_a_mark_does_not_vouch_for_what_was_written_after_the_sync_began(self):
+        store = self.open()
+        store.put(b"a", b"1")
+        synced = os.path.getsize(self.segment_paths()[0])
+        job = store.sync_job()
+        store.put(b"b", b"2")
+        job.run()
+        job.finish()
+        store.put(b"c", b"3")
+        store.close()
+        marks = [struct.unpack("<QI", value) for _, _, flags, _, value in records(self.read(self.segment_paths()[0]))
+                 if flags == 0x10]
+        self.assertEqual(marks, [(1, synced)])
+
+
+class TornTailElsewhereTest(CrashCase):
+    """Only the last segment has a torn tail: bad bytes at the end of another one are damage, and nothing is cut there."""
+
+    def setUp(self):
+        super().setUp()
+        jobs = []
+        store = self.open(segment_size=SMALL, executor=jobs.append)
+        for job in jobs:
+            job.run()
+            job.finish()
+        jobs.clear()
+        self.pairs = [(b"k%03d" % i, os.urandom(1000)) for i in range(90)]
+        for key, value in self.pairs:
+            store.put(key, value)
+        self.keys_written = [key for key, _ in self.pairs]
+        self.files = {name: self.read(os.path.join(self.dir, name)) for name in os.listdir(self.dir)}
+        for job in jobs:
+            job.run()
+            job.finish()
+        store.close()
+        self.sealed = {name: self.read(os.path.join(self.dir, name)) for name in os.listdir(self.dir)}
+
+    def bring_back(self, files):
+        for name in os.listdir(self.dir):
+            if not os.path.isdir(os.path.join(self.dir, name)):
+                os.unlink(os.path.join(self.dir, name))
+        for name, content in files.items():
+            self.damage(os.path.join(self.dir, name), content)
+
+    def check(self, files):
+        first = files["0000000001.seg"]
+        offset, size, _, key, _ = records(first)[-1]
+        bad = first[:offset + size - 3] + b"???" + first[offset + size:]
+        self.bring_back({**files, "0000000001.seg": bad})
+        contents, damaged, report = self.reopened(segment_size=SMALL)
+        self.assertEqual((damaged, report["torn_bytes"], report["damaged_ranges"]), ({key}, 0, 1))
+        self.assertEqual(contents, {k: v for k, v in self.pairs if k != key})
+        self.assertEqual(self.read(self.segment_paths()[0])[:len(bad.rstrip(b"\0"))], bad.rstrip(b"\0"))
+
+    def test_full_segment_that_is_not_sealed_yet(self):
+        self.check(self.files)
+
+    def test_sealed_segment(self):
+        self.check(self.sealed)
+
+    def test_writing_goes_on_in_the_newest_segment_with_records(self):
+        self.bring_back(self.files)
+        store = self.open(segment_size=SMALL)
+        store.put(b"new", b"1")
+        store.flush()
+        second = self.read(self.segment_paths()[1])
+        self.assertEqual(records(second)[-1][3:], (b"new", b"1"))
+
+
+class SegmentIdTest(CrashCase):
+    def test_two_segments_of_the_store_in_each_others_place(self):
+        self.write([(b"k%d" % i, bytes(1000)) for i in range(200)], segment_size=SMALL)
+        first, second = self.segment_paths()[:2]
+        one, two = self.read(first), self.read(second)
+        self.damage(first, two)
+        self.damage(second, one)
+        self.assertIn("move it elsewhere", str(self.assertRaises(kvcore.CorruptionError, kvcore.open, self.dir)))
+        self.assertEqual((self.read(first), self.read(second)), (two, one))
+
+    def test_damaged_header(self):
+        self.write([(b"a", b"1")])
+        path = self.segment_paths()[0]
+        good = self.read(path)
+        for offset in range(HEADER):
+            self.damage(path, good[:offset] + bytes([good[offset] ^ 1]) + good[offset + 1:])
+            self.assertIn("is damaged", str(self.assertRaises(kvcore.CorruptionError, kvcore.open, self.dir)))
+
+    def ids(self):
+        return [int(os.path.basename(path)[:10]) for path in self.segment_paths()]
+
+    def test_numbers_go_on_above_the_manifests_next_one(self):
+        self.write([(b"a", b"1")])
+        path = os.path.join(self.dir, manifest.NAME)
+        store_id, secret, _, segments = manifest.decode(self.read(path), path)
+        self.damage(path, manifest.encode(store_id, secret, 50, segments))
+        self.write([(b"k%d" % i, bytes(1000)) for i in range(100)], segment_size=SMALL)
+        self.assertEqual(self.ids(), [1, 2, 50])
+
+    def test_numbers_go_on_above_an_unlisted_segment(self):
+        self.write([(b"a", b"1")])
+        self.damage(os.path.join(self.dir, "0000000009.seg"), b"")
+        self.write([(b"k%d" % i, bytes(1000)) for i in range(100)], segment_size=SMALL)
+        self.assertEqual(self.ids(), [1, 2, 10])
+
+    def test_name_that_is_no_number_of_32_bits_is_foreign(self):
+        self.write([(b"a", b"1")])
+        self.damage(os.path.join(self.dir, "9999999999.seg"), b"")
+        self.assertIn("9999999999.seg", str(self.assertRaises(kvcore.StorageError, kvcore.open, self.dir)))
+
+
+class SearchTest(CrashCase):
+    def damaged_value(self, value):
+        """Open a store whose record `host`, with this value, has lost its length, and `last` stands behind it."""
+        content = self.read(self.segment_paths()[0])
+        seed = seed_of(content)
+        host = bytearray(forge(seed, RECENT, b"host", value(seed)))
+        host[12:19] = b"\xff" * 7
+        self.damage(self.segment_paths()[0], content + bytes(host) + forge(seed, RECENT + 1, b"last", b"1"))
+        return self.open(), len(host)
+
+    def test_record_of_an_implausible_time_is_not_taken_for_one(self):
+        self.write([(b"a", b"1")])
+        early, late = 1500000000000 << 20, 9000000000000 << 20
+        store, size = self.damaged_value(
+            lambda seed: b"x" * 9 + forge(seed, early, b"ghost", b"1") + forge(seed, late, b"ghost", b"2"))
+        self.assertIsNone(store.get(b"ghost"))
+        self.assertEqual(store.recovery["damaged_bytes"], size)
+
+    def test_records_of_a_clock_that_was_wrong_are_not_cut(self):
+        self.write([])
+        path = self.segment_paths()[0]
+        empty = self.read(path)
+        seed = seed_of(empty)
+        for base in (1000 << 20, 9000000000000 << 20):
+            found = [forge(seed, base + i, b"k%d" % i, b"v") for i in range(5)]
+            found[2] = found[2][:-1] + b"?"
+            self.damage(path, empty + b"".join(found))
+            self.keys_written = [b"k%d" % i for i in range(5)]
+            contents, damaged, report = self.reopened()
+            self.assertEqual(contents, {b"k%d" % i: b"v" for i in (0, 1, 3, 4)})
+            self.assertEqual((damaged, report["torn_bytes"]), ({b"k2"}, 0))
+
+    def test_records_behind_a_checkpoint_of_a_clock_that_was_wrong_are_not_cut(self):
+        self.write([])
+        path = self.segment_paths()[0]
+        empty = self.read(path)
+        base = 9000000000000 << 20
+        found = [forge(seed_of(empty), base + i, b"k%d" % i, b"v") for i in range(5)]
+        self.damage(path, empty + b"".join(found[:2]))
+        self.open().close()
+        with open(path, "ab") as f:
+            f.write(found[2][:-1] + b"?" + found[3] + found[4])
+        self.assertTrue(os.path.exists(os.path.join(self.dir, "index.ckpt")))
+        self.keys_written = [b"k%d" % i for i in range(5)]
+        contents, damaged, report = self.reopened()
+        self.assertTrue(report["checkpoint"])
+        self.assertEqual(contents, {b"k%d" % i: b"v" for i in (0, 1, 3, 4)})
+        self.assertEqual((damaged, report["torn_bytes"]), ({b"k2"}, 0))
+
+    def test_damaged_record_of_a_clock_that_was_wrong_does_not_let_the_older_value_through(self):
+        self.write([])
+        path = self.segment_paths()[0]
+        empty = self.read(path)
+        base = 9000000000000 << 20
+        found = [forge(seed_of(empty), base + i, key, b"v%d" % i) for i, key in enumerate((b"k", b"other", b"k", b"last"))]
+        found[2] = found[2][:4] + b"????????" + found[2][12:]
+        self.damage(path, empty + b"".join(found))
+        self.keys_written = [b"k", b"other", b"last"]
+        contents, damaged, _ = self.reopened()
+        self.assertEqual((contents, damaged), ({b"other": b"v1", b"last": b"v3"}, {b"k"}))
+
+    def test_search_is_given_up_after_so_many_false_starts(self):
+        self.write([(b"a", b"1")])
+        lie = struct.pack("<IQI", 0, 1700000000000 << 20, 200_000) + (5).to_bytes(3, "little") + b"\0"
+        store, size = self.damaged_value(lambda seed: lie * 20_000)
+        # All up to the end is told as damaged, though a good record stands there: the bound was reached.
+        self.assertGreater(store.recovery["damaged_bytes"], size)
+
+
+class CollisionTest(CrashCase):
+    """Keys with equal hashes, as far as the index knows them, are told apart by the log."""
+
+    def setUp(self):
+        super().setUp()
+        self.write([])
+        path = os.path.join(self.dir, manifest.NAME)
+        store_id, _, next_id, segments = manifest.decode(self.read(path), path)
+        self.damage(path, manifest.encode(store_id, bytes(16), next_id, segments))
+
+    def test_each_has_its_own_value(self):
+        store = self.open()
+        for one, other in COLLIDING:
+            store.put(one, b"one")
+            self.assertIsNone(store.get(other))
+            self.assertFalse(store.delete(other))
+            store.put(other, b"other")
+            self.assertEqual((store.get(one), store.get(other)), (b"one", b"other"))
+        one, other = COLLIDING[0]
+        self.assertTrue(store.delete(one))
+        self.assertEqual((store.get(one), store.get(other)), (None, b"other"))
+        before = dict(store.items())
+        store.close()
+        self.assertEqual(self.contents(), before)
+
+    def test_writing_a_key_does_not_replace_a_damaged_other_one(self):
+        one, other = COLLIDING[0]
+        for first, second in ((one, other), (other, one)):
+            store = self.open()
+            store.put(first, b"first-value")
+            store.put(second, b"second-value")
+            path = self.segment_paths()[0]
+            content = self.read(path)
+            at = content.rindex(b"first-value") - len(first)
+            self.damage(path, content[:at] + b"?" + content[at + 1:])
+            self.assertRaises(kvcore.CorruptionError, store.get, first)
+            store.put(second, b"2")
+            self.assertEqual(store.get(second), b"2")
+            self.assertRaises(kvcore.CorruptionError, store.get, first)
+            self.damage(path, self.read(path).replace(b"?" + first[1:], first))
+            self.assertEqual(store.get(first), b"first-value")
+            store.close()
+
+
+class SpaceTest(CrashCase):
+    """Space taken ahead is given back: when a segment is sealed, and when the store is closed."""
+
+    def test_files_end_with_their_last_record(self):
+        store = self.open(segment_size=1 << 20)
+        for i in range(3500):
+            store.put(b"k%d" % i, b"v" * 1000)
+        store.close()
+        path = os.path.join(self.dir, manifest.NAME)
+        sealed = [line for line in manifest.decode(self.read(path), path)[3] if line["state"] == "sealed"]
+        self.assertEqual(len(sealed), 3)
+        for line, segment in zip(sealed, self.segment_paths(), strict=False):
+            self.assertEqual(os.path.getsize(segment), line["bytes"])
+        self.assertEqual(self.read(self.segment_paths()[3])[-1:], b"v")
