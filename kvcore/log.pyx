@@ -28,6 +28,7 @@ cdef enum:
     BUFFER_KEPT = 4 << 20           # bytes of room the buffer keeps between flushes
     STEP_LARGEST = 8 << 20          # bytes of disk space taken ahead at a time
     STEP_SMALLEST = 64 << 10
+    AHEAD = 64                      # at most one part in so many of what was written
     MARK_BYTES = 1 << 20            # at most one mark a MiB ...
     MARK_MS = 1000                  # ... or a second
 
@@ -116,7 +117,7 @@ cdef int log_break(Log log, str reason) except -1:
 
 # Take disk space ahead, so that most syncs need not also make the file's new length durable.
 cdef void take_ahead(Log log, uint64_t end) noexcept:
-    cdef uint64_t step = min(<uint64_t>STEP_LARGEST, log.flushed_total // 8) & ~<uint64_t>(STEP_SMALLEST - 1)
+    cdef uint64_t step = min(<uint64_t>STEP_LARGEST, log.flushed_total // AHEAD) & ~<uint64_t>(STEP_SMALLEST - 1)
     cdef uint64_t target = min(end + step, max(log.segment_size, end))
     cdef int result
     if log.no_fallocate or step == 0 or end <= log.active.allocated:
