@@ -4,10 +4,10 @@ import contextlib
 import gc
 import os
 
-from kvcore.segment import open_count
 from twisted.trial.unittest import TestCase
 
 import kvcore
+from kvcore.segment import open_count
 
 
 class StoreCase(TestCase):

@@ -1,8 +1,8 @@
 """The byte buffer: content, room, and the promise that nothing moves under a memoryview."""
 
-from kvcore.bytebuf import ByteBuf
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvcore.bytebuf import ByteBuf
 from tests import probe
 
 

@@ -2,9 +2,9 @@
 
 import random
 
-from kvcore.hashindex import HashIndex
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvcore.hashindex import HashIndex
 from tests import probe
 
 

@@ -2,11 +2,11 @@
 
 import os
 
-from kvnet.metrics import Metrics
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
 from kvnet.commit import Commit
+from kvnet.metrics import Metrics
 from kvnet.protocol import TextFactory
 from tests.support import StoreCase
 

@@ -6,10 +6,10 @@ import resource
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kvnet.commands.text import COMMANDS
 from kvnet.metrics import Metrics
 from kvnet.session import Session, command_rows
-
 from tests.support import StoreCase
 
 STATUS = b"well going our operation\r"
