@@ -85,14 +85,16 @@ static inline int kv_guard_key_equal(const uint8_t *record, size_t size, const v
 static inline int kv_guard_compare(const void *mapped, size_t m, const void *key, size_t n, int *order)
 {
     sigjmp_buf here;
-    volatile int result;
+    size_t shared = m < n ? m : n;
+    volatile int result = 0;
     if (sigsetjmp(here, 0) != 0) {
         kv_guard_here = NULL;
         return -1;
     }
     kv_guard_here = &here;
     __asm__ volatile("" ::: "memory");
-    result = memcmp(mapped, key, m < n ? m : n);
+    if (shared > 0) /* an empty key may be a null pointer, which memcmp must not see */
+        result = memcmp(mapped, key, shared);
     __asm__ volatile("" ::: "memory");
     kv_guard_here = NULL;
     *order = result != 0 ? result : (m > n) - (m < n);
