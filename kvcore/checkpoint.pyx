@@ -8,7 +8,7 @@ from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_rese
 from kvcore.expiry cimport Deadline
 from kvcore.files cimport Files, files_check, files_read, files_write
 from kvcore.hashindex cimport PARTITIONS, Entry, Partition, index_fill
-from kvcore.log cimport Job, log_segment, log_sync_job
+from kvcore.log cimport Job, job_check, log_segment, log_sync_job
 from kvcore.record cimport RECORD_HEADER, crc32c_of
 from kvcore.segment cimport NO_SLOT, SEGMENT_HEADER, Segment
 from kvcore.types cimport Location, uint8_t
@@ -98,27 +98,21 @@ def checkpoint_steps(Log log not None, HashIndex index not None, Deadlines deadl
             if content.len >= WRITTEN or p % 32 == 31:
                 job = write_job(log, fd, content, offset)
                 yield job
-                check(job)
+                job_check(job)
                 offset += content.len
                 bytebuf_clear(content, 2 * WRITTEN)
         job = write_job(log, fd, content, offset)
         yield job
-        check(job)
+        job_check(job)
         sync = log_sync_job(log)
         if sync is not None:
             yield sync
         job = publish_job(log, fd)
         yield job
-        check(job)
+        job_check(job)
         log.checkpoint_total = total
     finally:
         f.call.close(f.ctx, fd)
-
-
-cdef int check(Job job) except -1:
-    if job.error is not None:
-        raise job.error
-    return 0
 
 
 cdef Job write_job(Log log, int fd, ByteBuf content, uint64_t offset):

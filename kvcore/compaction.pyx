@@ -3,7 +3,8 @@ from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_reserve
 from kvcore.files cimport Files, files_check, files_write
 from kvcore.hashindex cimport Entry, index_first, index_hash, index_next, index_prefetch, index_remove
 from kvcore.log cimport (
-    Job, log_add_segment, log_break, log_bury, log_manifest, log_now, log_publish, log_submit_order, log_submit_seal)
+    Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_publish, log_submit_order,
+    log_submit_seal)
 from kvcore.order cimport order_path
 from kvcore.record cimport (
     RECORD_COMPRESSED, RECORD_KIND, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_encode, record_of,
@@ -55,7 +56,7 @@ cdef class Compaction:
                 while offset < source.flushed and not source.damaged:
                     reading = read_job(log, source, offset)
                     yield reading
-                    check(reading)
+                    job_check(reading)
                     # A damaged one stays as it is, to be read as far as it goes; what was copied is moved already.
                     source.damaged = reading.damaged
                     copying = select_live(self, log, index, reading, floor)
@@ -66,13 +67,13 @@ cdef class Compaction:
                     if output is None or not has_room(output, copying.bound, log.segment_size):
                         making = CreateJob(log)
                         yield making
-                        check(making)
+                        job_check(making)
                         output = (<CreateJob>making).made
                         self.unlisted = True
                         outputs.append(output)
                     copying.output = output
                     yield copying
-                    check(copying)
+                    job_check(copying)
             complete = not any((<Segment>source).damaged for source in sources)
         except Exception as error:
             failure = error
@@ -90,7 +91,7 @@ cdef class Compaction:
         for segment in outputs:
             job = output_sync(log, segment)
             yield job
-            check(job)
+            job_check(job)
         everything = len(sources) > 0 and set(sources) == set(compactable(log))
         for segment in outputs:
             segment.hidden = False
@@ -108,13 +109,7 @@ cdef class Compaction:
             yield log.seal_job
         job = drop_job(self, log, [source for source in sources if (<Segment>source).hidden], everything)
         yield job
-        check(job)
-
-
-cdef int check(Job job) except -1:
-    if job.error is not None:
-        raise job.error
-    return 0
+        job_check(job)
 
 
 cdef uint64_t lowest_outside(Log log, list sources) except? 0:

@@ -64,6 +64,10 @@ cdef class Job:
     cdef int settle(self) except -1
 
 
+# Raises the error of a job that has run, for generators of jobs.
+cdef int job_check(Job job) except -1
+
+
 cdef class SyncJob(Job):
     cdef list items                     # of (Segment, end)
 

@@ -288,6 +288,12 @@ cdef class Job:
         return 0
 
 
+cdef int job_check(Job job) except -1:
+    if job.error is not None:
+        raise job.error
+    return 0
+
+
 cdef class SyncJob(Job):
     cdef int work(self) except -1:
         for segment, _ in self.items:
