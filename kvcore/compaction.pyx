@@ -97,16 +97,17 @@ cdef class Compaction:
             segment.hidden = False
             segment_seal(segment)
             log_submit_order(log, segment)
-        for segment in sources:
-            # Nothing keeps an entry in a source now.
-            segment.hidden = segment.dead == segment.flushed - SEGMENT_HEADER
         try:
             yield from checkpoint_steps(log, index, deadlines)
         except StorageError:
-            # Without it the next opening replays more; an old one that names a source is not believed.
-            pass
+            # An older checkpoint may be believed: over it copies only replace their originals, so these have to stay.
+            sources = []
         while log.seal_job is not None:
             yield log.seal_job
+        for segment in sources:
+            # Only now, for the same reason: a manifest without the sources must not come before the checkpoint. Nothing
+            # keeps an entry in a source any more.
+            segment.hidden = segment.dead == segment.flushed - SEGMENT_HEADER
         job = drop_job(self, log, [source for source in sources if (<Segment>source).hidden], everything)
         yield job
         job_check(job)

@@ -171,8 +171,11 @@ cdef int apply_good(Replay p, const Record* r, Location at) except -1:
         if r.flags & RECORD_KIND == RECORD_MARK:
             note_mark(p, r)
         return 0
+    if r.flags & RECORD_TOMBSTONE and p.moving:
+        # A copy: its original stays listed until a checkpoint covers the copy, and has been replayed as the tombstone it is.
+        return 0
     apply(p, r, at)
-    if r.flags & RECORD_TOMBSTONE and not p.moving:
+    if r.flags & RECORD_TOMBSTONE:
         # It stays in the index until all is read, to hide older records that come later.
         grave.hash = index_hash(p.index, r.key.ptr, r.key.len)
         grave.at = at

@@ -203,6 +203,23 @@ class MeanwhileTest(CompactionCase):
             job.finish()
         self.check_killed(model)
 
+    def test_killed_at_any_step_while_the_checkpoint_is_older_than_the_sources(self):
+        """Their records are then neither in its image nor, once they are dropped, replayed: only the next one has them."""
+        for seed in range(3):
+            self.dir = os.path.abspath(self.mktemp())
+            store, model, rng = self.open(), {}, random.Random(seed)
+            self.fill(store, model, rng, 600, keys=5000, deletes=0)
+            before = store.sealed_ids()
+            store.checkpoint()
+            self.fill(store, model, rng, 1500, keys=1000)
+            for job in store.compaction_of(set(store.sealed_ids()) - set(before)):
+                self.fill(store, model, rng, 150, keys=1000)  # a new segment now and then, and so a new manifest
+                job.run()
+                job.finish()
+                self.check_killed(model)
+            self.check_killed(model)
+            store.close()
+
     def test_left_in_the_middle_by_a_clean_close(self):
         for stop in range(1, 12):
             self.dir = os.path.abspath(self.mktemp())
@@ -256,6 +273,26 @@ class TroubleTest(CompactionCase):
             self.check_killed(model)
             store.close()
             self.assertEqual(self.contents(), model)
+
+    def test_no_space_for_the_checkpoint_alone(self):
+        """Without one that covers the copies the sources have to stay."""
+        store, model, rng = self.open(), {}, random.Random(28)
+        self.fill(store, model, rng, 600, keys=5000, deletes=0)
+        before = store.sealed_ids()
+        store.checkpoint()
+        self.fill(store, model, rng, 1500, keys=1000, deletes=0)
+        copied = False
+        for job in store.compaction_of(set(store.sealed_ids()) - set(before)):
+            if copied:
+                self.limit(6000)
+            job.run()
+            job.finish()
+            copied = copied or type(job).__name__ == "OutputSyncJob"
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        self.assertTrue(copied)
+        self.check_killed(model)
+        store.compact()
+        self.check_killed(model)
 
     def test_damaged_record_is_neither_dropped_nor_copied_blindly(self):
         store, model, rng = self.open(), {}, random.Random(27)
