@@ -3,6 +3,12 @@ from cpython.buffer cimport PyBuffer_FillInfo
 from crc32c import crc32c
 
 
+cdef extern from "crc32c.h" nogil:
+    int kv_crc32c_here()
+    uint32_t kv_crc32c(const uint8_t* data, size_t n, uint32_t seed)
+    enum: KV_CRC32C_SHORT
+
+
 cdef class Window:
     """A reusable buffer object over borrowed bytes, so that crc32c() is called without making one each time."""
 
@@ -16,9 +22,12 @@ cdef class Window:
 # Shared by all threads: it is filled and exported without giving up the GIL in between.
 cdef Window window = Window()
 cdef object checksum_of = crc32c
+cdef size_t short_size = KV_CRC32C_SHORT if kv_crc32c_here() else 0
 
 
 cdef int64_t crc32c_of(const void* data, size_t n, uint32_t seed) except -1:
+    if n <= short_size:
+        return kv_crc32c(<const uint8_t*>data, n, seed)
     window.data = <const uint8_t*>data
     window.len = n
     return checksum_of(window, seed)

@@ -2,6 +2,7 @@
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_discard
 from kvcore.files cimport Files, FileTable
 from kvcore.hashindex cimport Entry, HashIndex, index_bytes, index_first, index_hash, index_insert, index_next, index_remove
+from kvcore.record cimport crc32c_of
 from kvcore.types cimport Location, uint8_t
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
@@ -20,6 +21,10 @@ def clear(ByteBuf b not None, size_t keep):
 
 def room(ByteBuf b not None):
     return b.cap
+
+
+def checksum(bytes data not None, uint32_t seed):
+    return crc32c_of(<const char*>data, len(data), seed)
 
 
 def key_hash(HashIndex index not None, bytes key not None):
