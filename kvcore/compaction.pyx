@@ -102,8 +102,12 @@ cdef class Compaction:
         except StorageError:
             # An older checkpoint may be believed: over it copies only replace their originals, so these have to stay.
             sources = []
-        while log.seal_job is not None:
-            yield log.seal_job
+        log.drop_waits = True
+        try:
+            while log.seal_job is not None:
+                yield log.seal_job
+        finally:
+            log.drop_waits = False
         for segment in sources:
             # Only now, for the same reason: a manifest without the sources must not come before the checkpoint. Nothing
             # keeps an entry in a source any more.

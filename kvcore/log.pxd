@@ -22,6 +22,7 @@ from kvcore.types cimport Location, Slice, uint8_t
 
 cdef class Log:
     cdef Files files
+    cdef int lock_fd                    # holds the directory; -1: let go
     cdef readonly bytes path            # the directory
     cdef bytes store_id
     cdef bytes hash_secret
@@ -38,8 +39,9 @@ cdef class Log:
     cdef uint64_t buf_first
     cdef uint64_t buf_dead              # bytes of tombstones and marks in buf
     cdef uint64_t last_version
-    cdef object executor                # called with each Job; None: run and finish it at once
+    cdef object executor                # called with each Job: has it run, on any thread, and finished
     cdef Job seal_job                   # under way, or None
+    cdef bint drop_waits                # the end of a compaction comes next: sealing has to pause
     cdef uint64_t flushed_total         # bytes ever handed to the kernel, headers included
     cdef uint32_t synced_id             # position up to which the log is on the disk
     cdef uint32_t synced_offset
@@ -112,13 +114,13 @@ cdef int log_rotate(Log log) except -1
 # Run and finish the sealing of full segments and the making of a spare. Raises StorageError.
 cdef int log_seal(Log log) except -1
 
-# Have the order of a sealed segment made before somebody scans, if there is an executor to do it.
+# Have the order of a sealed segment made before somebody scans.
 cdef int log_submit_order(Log log, Segment segment) except -1
 
 # End the writing for good.
 cdef int log_break(Log log, str reason) except -1
 
-# Start sealing the full segments and making a spare, unless that is under way.
+# Start sealing the full segments and making a spare, unless that is under way or has to wait.
 cdef int log_submit_seal(Log log) except -1
 
 # Bytes that are flushed but not proven to be on the disk.
@@ -126,6 +128,9 @@ cdef uint64_t log_unsynced(Log log) noexcept
 
 # Wait for the sealing that is under way: nothing may be synced, cut or published after the directory was let go.
 cdef int log_finish(Log log) except -1
+
+# Let the directory go. Without this it is let go with the log.
+cdef void log_let_go(Log log) noexcept
 
 # Cut off the space that the active segment took ahead. Raises StorageError.
 cdef int log_give_back(Log log) except -1

@@ -35,9 +35,16 @@ cdef enum:
 NO_SPACE = (ENOSPC, EDQUOT, EFBIG)
 
 
-@cython.no_gc_clear             # a Store's __dealloc__ needs its file table
+@cython.no_gc_clear             # __dealloc__ needs the file table
 cdef class Log:
     """The log of one directory. Made by kvcore.recovery only."""
+
+    def __cinit__(self):
+        self.lock_fd = -1
+
+    def __dealloc__(self):
+        # Without close(): as after the end of the process. The descriptors of segments go with the segments.
+        log_let_go(self)
 
 
 cdef uint64_t log_next_version(Log log) noexcept:
@@ -184,15 +191,10 @@ cdef int log_rotate(Log log) except -1:
 
 
 cdef int log_submit_seal(Log log) except -1:
-    if log.seal_job is not None:
+    if log.seal_job is not None or log.drop_waits:
         return 0
     log.seal_job = new_seal_job(log)
-    if log.executor is not None:
-        log.executor(log.seal_job)
-        return 0
-    cdef Job job = log.seal_job
-    job.run()
-    job.finish()
+    log.executor(log.seal_job)
     return 0
 
 
@@ -382,12 +384,10 @@ cdef class OrderJob(Job):
 
 
 cdef int log_submit_order(Log log, Segment segment) except -1:
-    cdef OrderJob job
-    if log.executor is not None:
-        job = OrderJob(log)
-        job.segment = segment
-        segment.settling = True
-        log.executor(job)
+    cdef OrderJob job = OrderJob(log)
+    job.segment = segment
+    segment.settling = True
+    log.executor(job)
     return 0
 
 
@@ -450,3 +450,9 @@ cdef int log_give_back(Log log) except -1:
         files_check(log.files.call.ftruncate(log.files.ctx, active.fd, active.flushed), "cut", active.path)
         active.allocated = active.flushed
     return 0
+
+
+cdef void log_let_go(Log log) noexcept:
+    if log.lock_fd >= 0:
+        log.files.call.close(log.files.ctx, log.lock_fd)
+        log.lock_fd = -1

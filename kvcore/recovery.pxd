@@ -14,7 +14,7 @@ cdef class Recovered:
     cdef Log log
     cdef HashIndex index
     cdef Deadlines deadlines
-    cdef int lock_fd                # close it to let the directory go
+    cdef int lock_fd                # the log's, once all is well
     cdef dict report                # what Store.recovery shows
 
 

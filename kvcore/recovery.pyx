@@ -60,6 +60,7 @@ cdef Recovered recover(Files files, bytes path, uint64_t segment_size, object ex
                 undo_creation(files, path, found, made)
             files.call.close(files.ctx, result.lock_fd)
         raise
+    result.log.lock_fd = result.lock_fd
     result.report["seconds"] = time.perf_counter() - started
     return result
 

@@ -58,6 +58,9 @@ cdef class Cursor:
 # MemoryError.
 cdef Cursor scan_range(HashIndex index, Log log, Slice lo, Slice hi)
 
+# The same over all keys that begin with `prefix`.
+cdef Cursor scan_prefix(HashIndex index, Log log, Slice prefix)
+
 # The next key: 1, and r.key holds it until the next call; with `values` all of r, pointing into `out` as after
 # lookup_record. 0 at the end. Raises CorruptionError when a record is damaged, at its place or, when its key is not known,
 # at the end (the next call goes on behind it); MemoryError.

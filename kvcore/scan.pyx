@@ -30,6 +30,19 @@ cdef class Cursor:
     """A walk over keys in byte order. Made by Store.keys and Store.items."""
 
 
+# The first bytes above all that begin with `prefix`; None: there are none.
+cdef bytes prefix_end(bytes prefix):
+    cdef bytes rest = prefix.rstrip(b"\xff")
+    return rest[:len(rest) - 1] + bytes([rest[len(rest) - 1] + 1]) if rest else None
+
+
+cdef Cursor scan_prefix(HashIndex index, Log log, Slice prefix):
+    cdef bytes end = prefix_end(prefix.ptr[:prefix.len])
+    if end is None:
+        return scan_range(index, log, prefix, slice_of(NULL, 0))
+    return scan_range(index, log, prefix, slice_of(<const char*>end, len(end)))
+
+
 cdef Cursor scan_range(HashIndex index, Log log, Slice lo, Slice hi):
     cdef Cursor c = Cursor()
     cdef Segment segment

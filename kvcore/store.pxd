@@ -7,7 +7,7 @@ changed nothing, except store_flush, which see.
 Durability: put and delete change the buffer only. What was put before a store_flush that returned survives the end of
 the process; before a sync_job that succeeded, the end of the power.
 """
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
 from kvcore.compaction cimport Compaction
@@ -23,16 +23,16 @@ cdef class Store:
     cdef HashIndex index
     cdef Deadlines deadlines
     cdef Compaction compaction
-    cdef object upkeep                  # looks after a store that is used as a library
+    cdef object worker                  # the thread of a store that is used as a library, or None
+    cdef object upkeep                  # drives maintenance
     cdef uint64_t maintained            # flushed_total when it last did
     cdef ByteBuf scratch
     cdef ByteBuf undo                   # what to take back when the buffer cannot be written: undo.pxd
     cdef unsigned long owner            # thread, and count of forks, when it was opened
     cdef long forks
-    cdef int lock_fd
     cdef bint closed
     cdef bint autoflush
-    cdef object syncer
+    cdef int64_t synced_at              # clock when the last good sync began
     cdef uint64_t value_limit
     cdef uint32_t batch_left            # operations still to come of the batch under way, and of how many
     cdef uint32_t batch_size

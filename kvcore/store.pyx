@@ -1,8 +1,8 @@
 import os
 
-cimport cython
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.stdint cimport SIZE_MAX, int64_t
 from libc.string cimport memmove
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear
@@ -10,15 +10,15 @@ from kvcore.checkpoint cimport checkpoint_due
 from kvcore.compaction cimport Compaction, compaction_choose, compaction_wants_rotation, unfinished
 from kvcore.expiry cimport deadline_of, deadlines_add, deadlines_reserve, deadlines_sweep, deadlines_tidy
 from kvcore.files cimport Files
-from kvcore.hashindex cimport Entry, index_bytes, index_hash, index_insert, index_remove
+from kvcore.hashindex cimport Entry, index_hash, index_insert, index_remove
 from kvcore.log cimport (
-    log_append, log_bury, log_check_writable, log_commit, log_finish, log_flush, log_give_back, log_has_room, log_mark,
-    log_now, log_rotate, log_sync_job, log_take_back, log_unsynced)
+    log_append, log_bury, log_check_writable, log_commit, log_finish, log_flush, log_give_back, log_has_room, log_let_go,
+    log_mark, log_now, log_rotate, log_sync_job, log_take_back, log_unsynced)
 from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read
 from kvcore.record cimport COMMIT_SIZE, RECORD_COMPRESSED, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
 from kvcore.recovery cimport Recovered, recover
-from kvcore.scan cimport Cursor, scan_next, scan_range
-from kvcore.segment cimport SEGMENT_HEADER, Segment
+from kvcore.scan cimport Cursor, scan_next, scan_prefix
+from kvcore.segment cimport Segment
 from kvcore.types cimport MAX_KEY_SIZE, MAX_VALUE_SIZE, slice_of, uint8_t
 from kvcore.undo cimport undo_all, undo_forget, undo_note, undo_reserve
 
@@ -26,23 +26,24 @@ from kvcore.batch import Batch
 from kvcore.checkpoint import checkpoint_steps
 from kvcore.compress import decompress
 from kvcore.errors import ClosedError, UsageError
-from kvcore.syncer import Syncer
+from kvcore.stats import collect_stats
 from kvcore.upkeep import Upkeep
+from kvcore.worker import Worker
 
 
 cdef enum:
     SCRATCH_KEPT = 1 << 20              # bytes of room the scratch buffer keeps
     UNFLUSHED = 512 << 10               # bytes of the buffer from which it is flushed, asked for or not
-    SWEPT = 1024                        # deadlines gone through at a time
+    SWEPT = 8192                        # deadlines gone through at a time: a millisecond
     MAX_BATCH = 1 << 30                 # bytes of records
-    MAINTAINED = 256                    # so many times while a segment is written, a library looks at what is due
+    MAINTAINED = 1024                   # so many times while a segment is written, a library looks at what is due
+    PATIENCE = 2000                     # ms since the last good sync after which writers wait: what a power cut may cost
 
 FSYNC_WORDS = ("always", "everysec", "no")
 MIN_SEGMENT_SIZE, MAX_SEGMENT_SIZE = 64 << 10, 1 << 30
 LONGEST_TTL = 10 ** 10                  # seconds: some centuries
 
 
-@cython.no_gc_clear             # __dealloc__ needs the file table
 cdef class Store:
     """A store opened by kvcore.open. Belongs to the thread that opened it; a context manager that closes it.
 
@@ -52,7 +53,6 @@ cdef class Store:
 
     def __cinit__(self, path, *, fsync="everysec", autoflush=True, segment_size=64 << 20, max_value_size=64 << 20,
                   executor=None, compression=True, Files files=None):
-        self.lock_fd = -1
         self.closed = True
         self.owner = PyThread_get_thread_ident()
         self.forks = forks
@@ -64,31 +64,26 @@ cdef class Store:
             raise UsageError(f"max_value_size is from 1 to {MAX_VALUE_SIZE} bytes, not {max_value_size}")
         if b"\0" in os.fsencode(path):
             raise UsageError("a path cannot hold a NUL byte")
+        self.worker = None if executor is not None else Worker(self, fsync == "everysec")
+        self.upkeep = Upkeep(self, self.worker)
         cdef Recovered opened = recover(
-            files or Files(), os.path.abspath(os.fsencode(path)), segment_size, executor)
+            files or Files(), os.path.abspath(os.fsencode(path)), segment_size, executor or self.worker.submit)
         self.log = opened.log
         self.index = opened.index
         self.deadlines = opened.deadlines
-        self.lock_fd = opened.lock_fd
         self.recovery = opened.report
         self.fsync = fsync
         self.autoflush = autoflush
         self.value_limit = max_value_size
         self.compaction = Compaction()
         self.compaction.off = not compression
-        self.upkeep = Upkeep(self)
         self.scratch = ByteBuf()
         self.undo = ByteBuf()
         self.closed = False
         if fsync == "always":
             self.sync()
-        if fsync == "everysec" and executor is None:
-            self.syncer = Syncer(self)
-
-    def __dealloc__(self):
-        # Without close(): as after the end of the process. The descriptors of segments go with the segments.
-        if self.lock_fd >= 0:
-            self.log.files.call.close(self.log.files.ctx, self.lock_fd)
+        else:
+            self.synced_at = now_ms(self)
 
     def __enter__(self):
         return self
@@ -97,7 +92,7 @@ cdef class Store:
         self.close()
 
     def __len__(self):
-        sweep(self)
+        sweep(self, SIZE_MAX)
         return self.index.count
 
     @property
@@ -134,12 +129,13 @@ cdef class Store:
         Raises UsageError for a key, value or ttl out of range, StorageError when it cannot be kept, ReadOnlyError,
         ClosedError. The old value is then unchanged.
         """
-        check_open(self)
+        look_after(self)
         store_put(self, view(key), view(value), 0 if ttl is None else deadline_in(self, ttl))
         after_write(self)
 
     def delete(self, bytes key not None):
         """Remove `key`; return whether it was there (bool). Raises as put does."""
+        look_after(self)
         cdef bint there = store_delete(self, view(key))
         if there:
             after_write(self)
@@ -159,6 +155,7 @@ cdef class Store:
             check_sizes(self, view(key), view(b"" if value is None else value))
             size += record_size(len(key), 0 if value is None else len(value), ttl is not None)
         deadlines = [0 if ttl is None else deadline_in(self, ttl) for _, _, ttl in operations]
+        look_after(self)
         store_batch(self, len(operations), size)
         try:
             for (key, value, _), deadline in zip(operations, deadlines):
@@ -196,17 +193,23 @@ cdef class Store:
     def sync(self):
         """Put everything written on the disk. Raises StorageError, ReadOnlyError."""
         store_flush(self)
+        self.sync_flushed()
+
+    def sync_flushed(self):
+        """Put all that is flushed on the disk. The worker's thread may call this. Raises ClosedError, ReadOnlyError."""
         job = self.sync_job()
+        started = now_ms(self)
         if job is not None:
             job.run()
             job.finish()
+        self.synced_at = started
 
     def sync_job(self):
         """A Job that puts all that is flushed on the disk; None when it is there already.
 
         job.run() may be called on any thread, job.finish() (raises StorageError) on this one afterwards.
         """
-        if self.closed:         # and no more: the syncer's thread may call this
+        if self.closed:         # and no more: any thread may call this
             raise ClosedError("the store is closed")
         return log_sync_job(self.log)
 
@@ -216,13 +219,17 @@ cdef class Store:
         check_open(self)
         return log_unsynced(self.log)
 
+    def sweep(self):
+        """Give back what some thousands of keys past their deadline take. Returns whether more are due (bool)."""
+        return sweep(self, SWEPT)
+
     def maintenance(self, idle=False):
         """What should be done now to keep the store lean and quick to open: an iterator of Jobs, or None.
 
         drive() it, or run() each job on any thread, then flush() and finish() it here before the next is asked for. idle
         (bool): there is nothing else to do, less dead space is worth reclaiming.
         """
-        sweep(self)
+        sweep(self, SWEPT)
         if self.log.broken is not None:
             return None
         if checkpoint_due(self.log, self.index):
@@ -257,7 +264,7 @@ cdef class Store:
         if self.log.active.dead:
             log_rotate(self.log)
         log_finish(self.log)
-        sweep(self)
+        sweep(self, SIZE_MAX)
         reclaimed = -1
         while self.compaction.reclaimed_bytes != reclaimed:
             reclaimed = self.compaction.reclaimed_bytes
@@ -286,8 +293,6 @@ cdef class Store:
         if self.closed:
             return
         check_open(self)
-        if self.syncer is not None:
-            self.syncer.stop()
         try:
             try:
                 if self.log.broken is None:
@@ -295,37 +300,24 @@ cdef class Store:
             finally:
                 # Nothing may work in the directory once it is let go.
                 log_finish(self.log)
+                if self.worker is not None:
+                    self.worker.stop()
+                    self.upkeep.collect()
             log_give_back(self.log)
         finally:
             self.closed = True
-            self.log.files.call.close(self.log.files.ctx, self.lock_fd)
-            self.lock_fd = -1
+            log_let_go(self.log)
             self.log = None
             self.index = None
 
     def stats(self):
-        """Counts and sizes (dict of str to int): keys, segments, sizes in bytes, and totals since opening."""
-        sweep(self)
-        cdef Segment segment
-        cdef uint64_t used = 0, dead = 0, allocated = 0, count = 0
-        for segment in self.log.segments:
-            if segment is None:
-                continue
-            count += 1
-            used += segment.flushed - SEGMENT_HEADER
-            dead += segment.dead
-            allocated += max(segment.allocated, segment.flushed)
-        used += self.log.buf.len
-        dead += self.log.buf_dead
-        return {
-            "keys": self.index.count, "segments": count, "live_bytes": used - dead, "dead_bytes": dead,
-            "disk_bytes": allocated, "index_bytes": index_bytes(self.index),
-            "deadline_bytes": self.deadlines.heap.len, "unsynced_bytes": self.unsynced,
-            "flushes": self.flushes, "damaged_reads": self.damaged_reads, "written_bytes": self.log.flushed_total,
-            "compactions": self.compaction.runs, "compaction_read_bytes": self.compaction.read_bytes,
-            "compaction_written_bytes": self.compaction.written_bytes,
-            "compaction_reclaimed_bytes": self.compaction.reclaimed_bytes,
-            "compressed_from_bytes": self.compaction.packed_bytes, "compressed_to_bytes": self.compaction.frame_bytes}
+        """Counts and sizes (dict of str to int): keys, segments, sizes in bytes, and totals since opening.
+
+        Right after thousands of keys have expired at once, "keys" still counts some of them.
+        """
+        sweep(self, SWEPT)
+        return collect_stats(self.log, self.index, self.deadlines, self.compaction) | {
+            "unsynced_bytes": self.unsynced, "flushes": self.flushes, "damaged_reads": self.damaged_reads}
 
 
 # The part of close that may fail: everything on the disk, a checkpoint.
@@ -354,16 +346,14 @@ cdef uint64_t deadline_in(Store s, ttl) except? 0:
     return log_now(s.log) + <uint64_t>(ttl * 1000)
 
 
-# Give the index entries of keys past their deadline back, all that are due.
-cdef int sweep(Store s) except -1:
+# Give the index entries of keys past their deadline back, at most so many. Are more due?
+cdef bint sweep(Store s, size_t most) except -1:
     check_open(s)
     if s.deadlines.heap.len == 0:
-        return 0
+        return False
     store_flush(s)
     deadlines_tidy(s.deadlines, s.index, s.log)
-    while deadlines_sweep(s.deadlines, s.index, s.log, SWEPT) == SWEPT:
-        pass
-    return 0
+    return deadlines_sweep(s.deadlines, s.index, s.log, most) == most
 
 
 cdef inline Slice view(bytes data) noexcept:
@@ -408,12 +398,22 @@ cdef int after_write(Store s) except -1:
         store_flush(s)
         if s.fsync == "always":
             s.sync()
-        elif s.syncer is not None:
-            s.syncer.throttle()
-        if s.log.executor is None and s.log.flushed_total - s.maintained > s.log.segment_size // MAINTAINED:
-            s.maintained = s.log.flushed_total
-            s.upkeep.step()
+        elif s.worker is not None and s.fsync == "everysec" and not 0 <= now_ms(s) - s.synced_at <= PATIENCE:
+            s.sync()
     return 0
+
+
+# A library has no reactor that would do maintenance: who writes does, a little at a time, before the write.
+cdef int look_after(Store s) except -1:
+    check_open(s)
+    if s.worker is not None and s.log.flushed_total - s.maintained > s.log.segment_size // MAINTAINED:
+        s.maintained = s.log.flushed_total
+        s.upkeep.step()
+    return 0
+
+
+cdef inline int64_t now_ms(Store s) noexcept:
+    return s.log.files.call.clock(s.log.files.ctx)
 
 
 # Read `key`'s record to the end of out, where r points; out.len does not move.
@@ -575,16 +575,11 @@ cdef size_t store_pending(Store s) noexcept:
     return 0 if s.closed else s.log.buf.len
 
 
-# The first bytes above all that begin with `prefix`; None: there are none.
-cdef bytes prefix_end(bytes prefix):
-    cdef bytes rest = prefix.rstrip(b"\xff")
-    return rest[:len(rest) - 1] + bytes([rest[len(rest) - 1] + 1]) if rest else None
-
-
 cdef object store_scan(Store s, Slice prefix):
-    cdef bytes end = prefix_end(prefix.ptr[:prefix.len])
     store_flush(s)
-    return scan_range(s.index, s.log, prefix, slice_of(NULL, 0) if end is None else view(end))
+    if s.worker is not None:
+        s.upkeep.collect()
+    return scan_prefix(s.index, s.log, prefix)
 
 
 cdef int store_next(Store s, object cursor, ByteBuf keys, ByteBuf values) except -1:

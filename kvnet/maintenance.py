@@ -16,6 +16,7 @@ TICK = 0.5  # seconds between looks at what is due
 QUIET = 5.0  # seconds without a write after which the store counts as idle
 SHARE = 3  # while clients write, pauses last so many times as long as the step before
 LONGEST_PAUSE = 0.1  # seconds
+SWEEP_PAUSE = 0.005  # seconds between slices of keys that have expired
 BACK_OFF = 60.0  # seconds after a failure, for a full disk to be noticed
 
 log = Logger()
@@ -32,6 +33,7 @@ class Maintenance:
         self._steps = None
         self._running = False  # a job is in a worker thread
         self._next_call = None
+        self._next_sweep = None
         self._stopped = None
         self._written = -1
         self._written_at = reactor.seconds()
@@ -45,9 +47,10 @@ class Maintenance:
         """Begin nothing more; what is under way is left where a later opening can go on. Returns a Deferred."""
         if self._clock.running:
             self._clock.stop()
-        if self._next_call is not None:
-            self._next_call.cancel()
-            self._next_call = None
+        for call in (self._next_call, self._next_sweep):
+            if call is not None:
+                call.cancel()
+        self._next_call = self._next_sweep = None
         self._steps = None
         if not self._running:
             return succeed(None)
@@ -59,11 +62,24 @@ class Maintenance:
         """Whether nothing has been written for a while (bool)."""
         return self._reactor.seconds() - self._written_at >= QUIET
 
+    def _sweep(self):
+        self._next_sweep = None
+        try:
+            more = self._store.sweep()
+        except KVError as error:
+            self._failed(error)
+            return
+        if more:
+            # Many have expired at once: a slice of them, then the clients' turn.
+            self._next_sweep = self._reactor.callLater(SWEEP_PAUSE, self._sweep)
+
     def _tick(self):
         now = self._reactor.seconds()
         written = self._store.stats()["written_bytes"]
         if written != self._written:
             self._written, self._written_at = written, now
+        if self._next_sweep is None:
+            self._sweep()
         if self._steps is not None or self._running or now < self._not_before:
             return
         try:

@@ -10,6 +10,12 @@ import kvcore
 from kvcore.segment import open_count
 
 
+def at_once(job):
+    """An executor that leaves nothing for later."""
+    job.run()
+    job.finish()
+
+
 class StoreCase(TestCase):
     """Opens stores in a temporary directory; fails when a test leaves a segment open behind it."""
 
@@ -24,8 +30,9 @@ class StoreCase(TestCase):
         self.assertEqual(open_count() - self._before, 0, "segments were left open")
 
     def open(self, **options):
-        """Open the test's store; it is closed after the test, if it is not before."""
+        """Open the test's store; it is closed after the test, if it is not before. Its jobs are done at once."""
         options.setdefault("fsync", "no")
+        options.setdefault("executor", at_once)
         store = kvcore.open(self.dir, **options)
         self.addCleanup(store.close)
         return store

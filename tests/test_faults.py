@@ -10,8 +10,8 @@ import threading
 from twisted.python.failure import Failure
 
 import kvcore
-from kvcore import syncer
-from tests.probe import HookedFiles
+from kvcore import worker
+from tests.probe import HandFiles, HookedFiles
 from tests.support import StoreCase
 from tests.test_protocol import ConnectionCase
 from tests.test_recovery import SMALL
@@ -356,11 +356,13 @@ class OpeningTest(FaultCase):
 
     def test_store_that_was_not_closed_may_be_part_of_a_cycle(self):
         program = (
-            "import gc, kvcore, sys\n"
+            "import gc, kvcore, sys, threading\n"
             "class Holder: pass\n"
             "store = kvcore.open(sys.argv[1], fsync='no'); store.put(b'a', b'1')\n"
             "holder = Holder(); holder.itself = holder; holder.store = store\n"
             "del holder, store; gc.collect()\n"
+            "[thread.join(60) for thread in threading.enumerate() if thread is not threading.main_thread()]\n"
+            "gc.collect()\n"
             "from kvcore.segment import open_count; print(open_count())")
         done = subprocess.run([sys.executable, "-c", program, self.dir], capture_output=True, text=True)
         self.assertEqual((done.returncode, done.stdout), (0, "0\n"), done.stderr)
@@ -460,11 +462,11 @@ class FailedGroupTest(FaultCase, ConnectionCase):
         self.assertTrue(transport.aborted)
 
 
-class SyncerTest(FaultCase):
+class EverysecTest(FaultCase):
     """`everysec` of a store used as a library."""
 
     def test_written_data_is_synced_without_a_call(self):
-        self.patch(syncer, "PERIOD", 0)
+        self.patch(worker, "PERIOD", 0)
         synced = threading.Event()
 
         def hook(call, what):
@@ -472,21 +474,17 @@ class SyncerTest(FaultCase):
                 synced.set()
 
         store_is_open = False
-        store = self.open(fsync="everysec", files=HookedFiles(hook))
+        store = self.open(fsync="everysec", executor=None, files=HookedFiles(hook))
         store_is_open = True
         store.put(b"a", b"1")
         self.assertTrue(synced.wait(60))
 
     def test_writers_wait_when_the_last_good_sync_is_too_old(self):
-        class Clock:
-            now = 0.0
-            monotonic = staticmethod(lambda: Clock.now)
-
-        self.patch(syncer, "PERIOD", 3600)
-        self.patch(syncer, "time", Clock)
-        store = self.open_hooked(fsync="everysec")
-        store.put(b"a", b"1")
-        self.assertGreater(store.unsynced, 0)
-        Clock.now = syncer.PATIENCE + 1
-        store.put(b"b", b"1")
-        self.assertEqual(store.unsynced, 0)
+        self.patch(worker, "PERIOD", 3600)
+        files = HandFiles()
+        files.now = start = 1_800_000_000_000
+        store = self.open(fsync="everysec", executor=None, files=files)
+        for now, unsynced in ((start + 2000, True), (start + 2001, False), (start + 4001, True), (start - 1, False)):
+            files.now = now
+            store.put(b"a", b"1")
+            self.assertEqual(store.unsynced > 0, unsynced, now)

@@ -29,6 +29,11 @@ class FakeStore:
         self.written_bytes = 0
         self.trace = []
         self.tasks = []
+        self.expired = 0  # slices of keys past their deadline
+
+    def sweep(self):
+        self.expired -= self.expired > 0
+        return self.expired > 0
 
     def maintenance(self, idle):
         self.trace.append("idle" if idle else "busy")
@@ -75,6 +80,18 @@ class PacingTest(StoreCase):
         self.reactor.advance(0.5)
         self.assertEqual(self.store.trace[-1], "busy")
 
+    def test_many_expired_keys_go_in_slices_with_pauses(self):
+        self.store.expired = 3
+        self.reactor.advance(0.5)
+        self.assertEqual(self.store.expired, 2)
+        self.reactor.pump([0.01] * 2)
+        self.assertEqual(self.store.expired, 0)
+        self.store.expired = 2
+        self.reactor.advance(0.5)
+        self.successResultOf(self.maintenance.stop())
+        self.reactor.pump([0.01] * 2)
+        self.assertEqual(self.store.expired, 1)
+
     def test_failure_is_logged_and_tried_again_later(self):
         self.store.tasks = [[self.store.job("a", StorageError("no space")), self.store.job("never")], [self.store.job("b")]]
         self.reactor.advance(0.5)
@@ -100,8 +117,7 @@ class PacingTest(StoreCase):
 
 class RealTest(StoreCase):
     def test_space_comes_back_by_itself(self):
-        store = self.open(segment_size=SMALL, autoflush=False, compression=False,
-                          executor=lambda job: (job.run(), job.finish()))
+        store = self.open(segment_size=SMALL, autoflush=False, compression=False)
         reactor = HandReactor()
         maintenance = Maintenance(store, reactor)
         maintenance.start()

@@ -64,8 +64,7 @@ class ConnectionCase(StoreCase):
     def serve(self, fsync="no", **options):
         self.reactor = HandReactor()
         self.metrics = Metrics()
-        # With an executor the store leaves the periodic sync to the Commit.
-        self.store = self.open(fsync=fsync, executor=lambda job: (job.run(), job.finish()), autoflush=False)
+        self.store = self.open(fsync=fsync, autoflush=False)
         self.commit = Commit(self.store, self.metrics, self.reactor)
         self.factory = TextFactory(self.store, self.commit, self.metrics, self.reactor, **options)
         self.commit.start()

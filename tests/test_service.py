@@ -96,6 +96,9 @@ class FakeParts:
     def stats(self):
         return {"keys": 3, "written_bytes": 0}
 
+    def sweep(self):
+        return False
+
     def maintenance(self, idle):
         return None
 

@@ -11,6 +11,7 @@ import random
 import shutil
 import sys
 import tempfile
+from collections import deque
 from unittest import mock
 
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -19,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import kvcore
 from tests.probe import HandFiles
-from tests.support import StoreCase
+from tests.support import StoreCase, at_once
 from tests.test_recovery import SMALL
 
 START = 1_800_000_000_000
@@ -42,6 +43,25 @@ seeds = st.integers(0, 2 ** 20)
 
 class InsideBatchError(Exception):
     pass
+
+
+class HandWorker:
+    """In the place of a library's thread: its jobs are run when the test says so."""
+
+    def __init__(self, store, syncing):
+        self.jobs, self.ended = [], deque()
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+    def work(self, jobs):
+        for job in self.jobs[:jobs]:
+            job.run()
+            self.ended.append(job)
+        del self.jobs[:jobs]
+
+    def stop(self):
+        self.work(len(self.jobs))
 
 
 class Walk:
@@ -70,7 +90,7 @@ class StoreMachine(RuleBasedStateMachine):
         super().__init__()
         self.files = HandFiles()
         self.files.now = START
-        self.store = None
+        self.store = self.worker = None
         self.current, self.time = {}, 0
         self.flushed, self.flushed_time = {}, 0
         self.used = set()
@@ -99,16 +119,21 @@ class StoreMachine(RuleBasedStateMachine):
     def open(self, autoflush, executor):
         self.autoflush = autoflush
         self.executor = executor
-        inline = (None, lambda job: (job.run(), job.finish()), self.queue.append)[executor]
-        self.store = kvcore.open(
-            self.dir, fsync="no", segment_size=SMALL, autoflush=autoflush, executor=inline,
-            compression=self.compression, files=self.files)
+        inline = (None, at_once, self.queue.append)[executor]
+        with mock.patch("kvcore.store.Worker", self.new_worker):
+            self.store = kvcore.open(
+                self.dir, fsync="no", segment_size=SMALL, autoflush=autoflush, executor=inline,
+                compression=self.compression, files=self.files)
         assert self.store.recovery["messages"] == [], self.store.recovery
+
+    def new_worker(self, store, syncing):
+        self.worker = HandWorker(store, syncing)
+        return self.worker
 
     @property
     def by_itself(self):
         """Does the store look after itself? Then nobody else compacts it."""
-        return self.executor == 0 and self.autoflush
+        return self.executor == 0
 
     def now(self):
         return max(self.files.now, self.time)
@@ -384,11 +409,17 @@ class StoreMachine(RuleBasedStateMachine):
                 job.run()
                 job.finish()
 
+    @precondition(lambda self: self.worker is not None and self.worker.jobs)
+    @rule(jobs=st.integers(1, 4))
+    def worker_works(self, jobs):
+        self.worker.work(jobs)
+        self.saw("worker works")
+
     # ---- ends
 
     def let_go(self):
         self.walks = []
-        self.task = self.job = self.store = None
+        self.task = self.job = self.store = self.worker = None
         self.queue.clear()
 
     def lose_caches(self, which):

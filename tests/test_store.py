@@ -217,7 +217,8 @@ class DirectoryTest(StoreCase):
     def test_directory_of_another_process(self):
         holder = subprocess.Popen(
             [sys.executable, "-c",
-             "import kvcore, sys; s = kvcore.open(sys.argv[1]); print('open', flush=True); sys.stdin.read()", self.dir],
+             "import kvcore, sys; s = kvcore.open(sys.argv[1], executor=[].append); print('open', flush=True); "
+             "sys.stdin.read()", self.dir],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.addCleanup(holder.wait)
         self.addCleanup(holder.stdout.close)

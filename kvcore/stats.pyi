@@ -1,0 +1,3 @@
+from typing import Any
+
+def collect_stats(log: Any, index: Any, deadlines: Any, compaction: Any) -> dict[str, int]: ...
