@@ -6,7 +6,8 @@ from posix.fcntl cimport O_CREAT, O_RDONLY, O_TRUNC, O_WRONLY
 
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.expiry cimport Deadline
-from kvcore.files cimport Files, files_check, files_read, files_write
+from kvcore.files cimport (
+    Files, files_check, files_open, files_read, files_rename, files_sync_directory, files_write)
 from kvcore.hashindex cimport PARTITIONS, Entry, Partition, index_fill
 from kvcore.log cimport Job, job_check, log_segment, log_sync_job
 from kvcore.record cimport RECORD_HEADER, crc32c_of
@@ -63,15 +64,12 @@ cdef class PublishJob(Job):
         cdef Files f = self.log.files
         cdef bytes target = os.path.join(self.log.path, NAME)
         cdef bytes temporary = target + b".tmp"
-        cdef const char* directory = self.log.path
         cdef int result
         with nogil:
             result = f.call.fdatasync(f.ctx, self.fd)
         files_check(result, "sync", temporary)
-        files_check(f.call.rename(f.ctx, temporary, target), "rename", temporary)
-        with nogil:
-            result = f.call.fsync_dir(f.ctx, directory)
-        files_check(result, "sync directory", self.log.path)
+        files_check(files_rename(f, temporary, target), "rename", temporary)
+        files_check(files_sync_directory(f, self.log.path), "sync directory", self.log.path)
         return 0
 
 
@@ -86,8 +84,7 @@ def checkpoint_steps(Log log not None, HashIndex index not None, Deadlines deadl
     cdef ByteBuf places = ByteBuf()             # u32: the place in the image's list, by slot
     cdef uint64_t offset = 0, total = log.flushed_total
     cdef int p
-    cdef int fd = <int>files_check(
-        f.call.open(f.ctx, temporary, O_WRONLY | O_CREAT | O_TRUNC, 0o600), "create", temporary)
+    cdef int fd = <int>files_check(files_open(f, temporary, O_WRONLY | O_CREAT | O_TRUNC), "create", temporary)
     try:
         put_head(content, log)
         put_segments(content, places, log)
@@ -246,7 +243,7 @@ cdef class Reader:
 cdef dict checkpoint_load(Log log, HashIndex index, Deadlines deadlines):
     cdef Files f = log.files
     cdef Reader reader = Reader()
-    cdef int fd = f.call.open(f.ctx, os.path.join(log.path, NAME), O_RDONLY, 0)
+    cdef int fd = files_open(f, os.path.join(log.path, NAME), O_RDONLY)
     if fd < 0:
         return None
     reader.files = f

@@ -1,6 +1,6 @@
 from libc.stdint cimport uint32_t
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_reserve
-from kvcore.files cimport Files, files_check, files_write
+from kvcore.files cimport files_check, files_unlink, files_write
 from kvcore.hashindex cimport Entry, index_first, index_hash, index_next, index_prefetch, index_remove
 from kvcore.log cimport (
     Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_publish, log_submit_order,
@@ -439,13 +439,12 @@ cdef class DropJob(Job):
 
     cdef int work(self) except -1:
         cdef Segment s
-        cdef Files f = self.log.files
         log_publish(self.log, self.manifest)
         self.published = True
         for s in self.sources:
             for path in (s.path, order_path(s)):
                 # Left behind, a file that is not listed is removed by the next opening.
-                f.call.unlink(f.ctx, path)
+                files_unlink(self.log.files, path)
         return 0
 
     cdef int settle(self) except -1:

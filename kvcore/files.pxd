@@ -47,6 +47,13 @@ cdef ssize_t files_read(Files f, int fd, void* dst, size_t n, uint64_t offset) n
 # Write all n bytes: 0, or -errno; what was written before the error stays in the file.
 cdef int files_write(Files f, int fd, const void* src, size_t n, uint64_t offset) noexcept nogil
 
+# Calls of the table that may wait for the file system's journal, without the GIL. Results as in the table.
+cdef int files_open(Files f, bytes path, int flags) except? -1
+cdef int files_rename(Files f, bytes source, bytes target) except? -1
+cdef int files_unlink(Files f, bytes path) except? -1
+cdef int files_sync_directory(Files f, bytes path) except? -1
+cdef int files_cut(Files f, int fd, uint64_t size) noexcept
+
 # The one place that turns a result below zero into StorageError("cannot <what> <path>: <reason>"); passes others on.
 cdef int64_t files_check(int64_t result, str what, bytes path) except? -1
 

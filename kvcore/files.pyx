@@ -242,6 +242,46 @@ cdef int files_write(Files f, int fd, const void* src, size_t n, uint64_t offset
     return 0
 
 
+cdef int files_open(Files f, bytes path, int flags) except? -1:
+    cdef const char* name = path
+    cdef int result
+    with nogil:
+        result = f.call.open(f.ctx, name, flags, 0o600)
+    return result
+
+
+cdef int files_rename(Files f, bytes source, bytes target) except? -1:
+    cdef const char* before = source
+    cdef const char* after = target
+    cdef int result
+    with nogil:
+        result = f.call.rename(f.ctx, before, after)
+    return result
+
+
+cdef int files_unlink(Files f, bytes path) except? -1:
+    cdef const char* name = path
+    cdef int result
+    with nogil:
+        result = f.call.unlink(f.ctx, name)
+    return result
+
+
+cdef int files_sync_directory(Files f, bytes path) except? -1:
+    cdef const char* name = path
+    cdef int result
+    with nogil:
+        result = f.call.fsync_dir(f.ctx, name)
+    return result
+
+
+cdef int files_cut(Files f, int fd, uint64_t size) noexcept:
+    cdef int result
+    with nogil:
+        result = f.call.ftruncate(f.ctx, fd, size)
+    return result
+
+
 cdef int64_t files_check(int64_t result, str what, bytes path) except? -1:
     if result >= 0:
         return result
@@ -253,24 +293,20 @@ cdef int files_replace(Files f, bytes directory, bytes name, bytes content) exce
     cdef bytes target = os.path.join(directory, name)
     cdef bytes temporary = target + b".tmp"
     cdef const char* source = content
-    cdef const char* directory_path = directory
     cdef size_t n = len(content)
     cdef int result
-    cdef int fd = <int>files_check(
-        f.call.open(f.ctx, temporary, O_WRONLY | O_CREAT | O_TRUNC, 0o600), "create", temporary)
+    cdef int fd = <int>files_check(files_open(f, temporary, O_WRONLY | O_CREAT | O_TRUNC), "create", temporary)
     with nogil:
         result = files_write(f, fd, source, n, 0)
         if result == 0:
             result = f.call.fdatasync(f.ctx, fd)
     cdef int closed = f.call.close(f.ctx, fd)
     if result < 0 or closed < 0:
-        f.call.unlink(f.ctx, temporary)
+        files_unlink(f, temporary)
     files_check(result, "write", temporary)
     files_check(closed, "close", temporary)
-    files_check(f.call.rename(f.ctx, temporary, target), "rename", temporary)
-    with nogil:
-        result = f.call.fsync_dir(f.ctx, directory_path)
-    files_check(result, "sync directory", directory)
+    files_check(files_rename(f, temporary, target), "rename", temporary)
+    files_check(files_sync_directory(f, directory), "sync directory", directory)
     return 0
 
 
@@ -285,7 +321,7 @@ cdef list files_list(Files f, bytes path):
 
 
 cdef bytes files_read_all(Files f, bytes path):
-    cdef int fd = <int>files_check(f.call.open(f.ctx, path, O_RDONLY, 0), "open", path)
+    cdef int fd = <int>files_check(files_open(f, path, O_RDONLY), "open", path)
     cdef int64_t size = f.call.size(f.ctx, fd)
     cdef ssize_t got = <ssize_t>size
     cdef bytearray content = bytearray(max(size, 0))

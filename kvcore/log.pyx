@@ -7,7 +7,7 @@ from libc.errno cimport EDQUOT, EFBIG, EINVAL, EIO, ENOSPC, ENOSYS, EOPNOTSUPP
 from libc.string cimport memcpy
 
 from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
-from kvcore.files cimport files_check, files_replace, files_write
+from kvcore.files cimport files_check, files_cut, files_replace, files_write
 from kvcore.order cimport order_build, order_save, order_settle
 from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
@@ -323,10 +323,8 @@ cdef class SyncJob(Job):
 cdef class SealJob(Job):
     cdef int work(self) except -1:
         cdef Segment segment
-        cdef int result
         for segment in self.seals:
-            result = segment.files.call.ftruncate(segment.files.ctx, segment.fd, segment.flushed)
-            files_check(result, "cut", segment.path)
+            files_check(files_cut(segment.files, segment.fd, segment.flushed), "cut", segment.path)
             try:
                 segment_sync(segment)
             except StorageError as error:
@@ -447,7 +445,7 @@ cdef int log_finish(Log log) except -1:
 cdef int log_give_back(Log log) except -1:
     cdef Segment active = log.active
     if active.allocated > active.flushed:
-        files_check(log.files.call.ftruncate(log.files.ctx, active.fd, active.flushed), "cut", active.path)
+        files_check(files_cut(log.files, active.fd, active.flushed), "cut", active.path)
         active.allocated = active.flushed
     return 0
 

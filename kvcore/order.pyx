@@ -7,7 +7,7 @@ from libc.string cimport memcmp, memcpy
 from posix.fcntl cimport O_RDONLY
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
-from kvcore.files cimport files_replace
+from kvcore.files cimport files_open, files_replace
 from kvcore.record cimport RECORD_KIND, Record, crc32c_of
 from kvcore.segment cimport SEGMENT_HEADER, segment_compare, segment_copy_from, segment_header
 
@@ -394,7 +394,7 @@ cdef Order load(Segment s):
     cdef uint8_t head[ORDER_HEADER]
     cdef uint32_t count
     cdef int64_t size
-    cdef int fd = s.files.call.open(s.files.ctx, order_path(s), O_RDONLY, 0)
+    cdef int fd = files_open(s.files, order_path(s), O_RDONLY)
     if fd < 0:
         return None
     size = s.files.call.size(s.files.ctx, fd)

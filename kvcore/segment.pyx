@@ -7,7 +7,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
 from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
 
-from kvcore.files cimport files_check, files_read, files_write
+from kvcore.files cimport files_check, files_open, files_read, files_write
 from kvcore.record cimport RECORD_DEADLINE, RECORD_EXPIRES, RECORD_HEADER, Record, crc32c_of, record_decode
 
 from kvcore.errors import CorruptionError
@@ -64,7 +64,7 @@ cdef Segment new_segment(Files files, bytes directory, uint32_t id, int flags, s
     s.files = files
     s.id = id
     s.path = os.path.join(directory, segment_name(id))
-    s.fd = <int>files_check(files.call.open(files.ctx, s.path, flags, 0o600), what, s.path)
+    s.fd = <int>files_check(files_open(files, s.path, flags), what, s.path)
     segments_open += 1
     s.min_version = <uint64_t>-1
     return s
