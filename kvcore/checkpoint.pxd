@@ -15,6 +15,9 @@ from kvcore.log cimport Log
 # Is so much log newer than the last checkpoint that replaying it would take long?
 cdef bint checkpoint_due(Log log, HashIndex index) noexcept
 
+# Remove the checkpoint for good. False: it may come back.
+cdef bint checkpoint_drop(Log log) except -1
+
 # Fill the index and the deadlines from index.ckpt. Returns {segment id: covered bytes}, or None when there is none to be
 # believed; index and deadlines are then to be thrown away. Raises StorageError, MemoryError.
 cdef dict checkpoint_load(Log log, HashIndex index, Deadlines deadlines)

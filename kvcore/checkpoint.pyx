@@ -1,5 +1,6 @@
 import os
 
+from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcmp, memcpy
 from posix.fcntl cimport O_CREAT, O_RDONLY, O_TRUNC, O_WRONLY
@@ -7,7 +8,7 @@ from posix.fcntl cimport O_CREAT, O_RDONLY, O_TRUNC, O_WRONLY
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.expiry cimport Deadline
 from kvcore.files cimport (
-    Files, files_check, files_open, files_read, files_rename, files_sync_directory, files_write)
+    Files, files_check, files_open, files_read, files_rename, files_sync_directory, files_unlink, files_write)
 from kvcore.hashindex cimport PARTITIONS, Entry, Partition, index_fill
 from kvcore.log cimport Job, job_check, log_segment, log_sync_job
 from kvcore.record cimport RECORD_HEADER, crc32c_of
@@ -108,6 +109,9 @@ def checkpoint_steps(Log log not None, HashIndex index not None, Deadlines deadl
         yield job
         job_check(job)
         log.checkpoint_total = total
+    except BaseException:
+        files_unlink(f, temporary)
+        raise
     finally:
         f.call.close(f.ctx, fd)
 
@@ -238,6 +242,11 @@ cdef class Reader:
 
     cdef uint8_t* first(self) noexcept:
         return self.part.data + sizeof(uint64_t)
+
+
+cdef bint checkpoint_drop(Log log) except -1:
+    return files_unlink(log.files, os.path.join(log.path, NAME)) in (0, -ENOENT) and (
+        files_sync_directory(log.files, log.path) == 0)
 
 
 cdef dict checkpoint_load(Log log, HashIndex index, Deadlines deadlines):

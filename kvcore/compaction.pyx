@@ -1,5 +1,6 @@
 from libc.stdint cimport uint32_t
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_reserve
+from kvcore.checkpoint cimport checkpoint_drop
 from kvcore.files cimport files_check, files_unlink, files_write
 from kvcore.hashindex cimport Entry, index_first, index_hash, index_next, index_prefetch, index_remove
 from kvcore.log cimport (
@@ -99,9 +100,11 @@ cdef class Compaction:
             log_submit_order(log, segment)
         try:
             yield from checkpoint_steps(log, index, deadlines)
-        except StorageError:
-            # An older checkpoint may be believed: over it copies only replace their originals, so these have to stay.
-            sources = []
+        except StorageError as error:
+            # An older checkpoint may be believed: over it copies only replace their originals, so these have to stay. On a
+            # full disk that would be for ever: rather no checkpoint.
+            if error.errno not in NO_SPACE or not checkpoint_drop(log):
+                sources = []
         log.drop_waits = True
         try:
             while log.seal_job is not None:

@@ -5,9 +5,10 @@ import time
 cimport cython
 from libc.errno cimport EDQUOT, EFBIG, EINVAL, EIO, ENOSPC, ENOSYS, EOPNOTSUPP
 from libc.string cimport memcpy
+from posix.fcntl cimport O_CREAT, O_RDWR
 
 from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
-from kvcore.files cimport files_check, files_cut, files_replace, files_write
+from kvcore.files cimport files_check, files_cut, files_open, files_replace, files_write
 from kvcore.order cimport order_build, order_save, order_settle
 from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
@@ -31,6 +32,11 @@ cdef enum:
     AHEAD = 64                      # at most one part in so many of what was written
     MARK_BYTES = 1 << 20            # at most one mark a MiB ...
     MARK_MS = 1000                  # ... or a second
+    RESERVE_SIZE = 256 << 10        # bytes: some thousand tombstones, and what it takes to compact what they bury
+    RESERVE_LAST = 64 << 10         # of them not for tombstones
+    RESERVE_MS = 1000               # between looks whether there is space again
+
+RESERVE_NAME = b"RESERVE"
 
 NO_SPACE = (ENOSPC, EDQUOT, EFBIG)
 
@@ -138,6 +144,45 @@ cdef void take_ahead(Log log, uint64_t end) noexcept:
     # Any other refusal (no space for the step) is no loss: the write itself decides.
 
 
+cdef int log_take_reserve(Log log) except -1:
+    cdef bytes path = os.path.join(log.path, RESERVE_NAME)
+    cdef int result, fd
+    log.reserve_tried_at = log.files.call.clock(log.files.ctx)
+    log.reserve = 0
+    fd = files_open(log.files, path, O_RDWR | O_CREAT)
+    result = fd
+    if fd >= 0:
+        result = log.files.call.fallocate(log.files.ctx, fd, 0, RESERVE_SIZE)
+        log.reserve = max(log.files.call.size(log.files.ctx, fd), <int64_t>0)
+        log.files.call.close(log.files.ctx, fd)
+    # Where space cannot be taken ahead there is no reserve, and a full disk is noticed by the write it refuses.
+    log.short_of_space = -result in NO_SPACE
+    return 0
+
+
+cdef bint log_give_up_reserve(Log log, uint64_t left) except -1:
+    cdef int fd, result
+    if log.reserve <= left:
+        return False
+    fd = files_open(log.files, os.path.join(log.path, RESERVE_NAME), O_RDWR)
+    if fd < 0:
+        return False
+    result = files_cut(log.files, fd, left)
+    log.files.call.close(log.files.ctx, fd)
+    log.reserve = left
+    log.short_of_space = True
+    log.reserve_tried_at = log.files.call.clock(log.files.ctx)
+    return result == 0
+
+
+cdef int log_check_space(Log log) except -1:
+    if log.short_of_space and not 0 <= log.files.call.clock(log.files.ctx) - log.reserve_tried_at < RESERVE_MS:
+        log_take_reserve(log)
+    if log.short_of_space:
+        files_check(-ENOSPC, "write", log.active.path)
+    return 0
+
+
 cdef int log_flush(Log log) except -1:
     cdef Segment active = log.active
     cdef uint64_t end = active.flushed + log.buf.len
@@ -148,6 +193,9 @@ cdef int log_flush(Log log) except -1:
     segment_map(active, end)
     take_ahead(log, end)
     result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
+    if -result in NO_SPACE and log.buf_dead == log.buf.len and log_give_up_reserve(log, RESERVE_LAST):
+        # All of it makes room: tombstones.
+        result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
     if result < 0:
         # Part of it may be in the file: cut it off again, or the next record would follow half a record.
         cut = log.files.call.ftruncate(log.files.ctx, active.fd, active.flushed)

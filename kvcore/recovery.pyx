@@ -12,7 +12,7 @@ from kvcore.checkpoint cimport checkpoint_load
 from kvcore.expiry cimport Deadlines
 from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
 from kvcore.hashindex cimport PARTITIONS, Partition
-from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_seal
+from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_seal, log_take_reserve
 from kvcore.replay cimport Replay, replay_data_end, replay_finds_record, replay_finish, replay_segment
 from kvcore.segment cimport (
     SEGMENT_HEADER, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
@@ -24,7 +24,8 @@ from kvcore.errors import CorruptionError, LockedError, StorageError
 SEGMENT_NAME = re.compile(rb"([0-3]\d{9})\.seg")
 ORDER_NAME = re.compile(rb"([0-3]\d{9})\.ord(\.tmp)?")
 OUR_NAMES = (
-    b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"index.ckpt", b"index.ckpt.tmp", b"quarantine", b"lost+found")
+    b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"index.ckpt", b"index.ckpt.tmp", b"RESERVE", b"quarantine",
+    b"lost+found")
 
 
 cdef class Recovered:
@@ -196,6 +197,7 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
         "records": replay.records, "checkpoint": bool(covered), "segments": len(log.segments),
         "torn_bytes": replay.torn_bytes, "damaged_bytes": replay.damaged_bytes, "damaged_ranges": replay.damaged_ranges,
         "lost_keys": len(replay.lost), "messages": told + replay.messages}
+    log_take_reserve(log)
     if log.spare is None or log.full:
         log_submit_seal(log)
     return 0

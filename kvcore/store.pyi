@@ -5,10 +5,6 @@ from typing import Any, Self
 from kvcore.batch import Batch
 from kvcore.log import Job, SyncJob
 
-FSYNC_WORDS: tuple[str, ...]
-MIN_SEGMENT_SIZE: int
-MAX_SEGMENT_SIZE: int
-
 class Store:
     def __init__(
         self,

@@ -12,20 +12,23 @@ from kvcore.expiry cimport deadline_of, deadlines_add, deadlines_reserve, deadli
 from kvcore.files cimport Files
 from kvcore.hashindex cimport Entry, index_hash, index_insert, index_remove
 from kvcore.log cimport (
-    log_append, log_bury, log_check_writable, log_commit, log_finish, log_flush, log_give_back, log_has_room, log_let_go,
-    log_mark, log_now, log_rotate, log_sync_job, log_take_back, log_unsynced)
+    log_append, log_bury, log_check_space, log_check_writable, log_commit, log_finish, log_flush, log_give_back,
+    log_give_up_reserve, log_has_room, log_let_go, log_mark, log_now, log_rotate, log_sync_job, log_take_back,
+    log_take_reserve, log_unsynced)
 from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read
 from kvcore.record cimport COMMIT_SIZE, RECORD_COMPRESSED, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
 from kvcore.recovery cimport Recovered, recover
 from kvcore.scan cimport Cursor, scan_next, scan_prefix
 from kvcore.segment cimport Segment
-from kvcore.types cimport MAX_KEY_SIZE, MAX_VALUE_SIZE, slice_of, uint8_t
+from kvcore.types cimport MAX_KEY_SIZE, slice_of, uint8_t
 from kvcore.undo cimport undo_all, undo_forget, undo_note, undo_reserve
 
 from kvcore.batch import Batch
 from kvcore.checkpoint import checkpoint_steps
 from kvcore.compress import decompress
-from kvcore.errors import ClosedError, UsageError
+from kvcore.errors import ClosedError, StorageError, UsageError
+from kvcore.log import NO_SPACE
+from kvcore.options import check_options
 from kvcore.stats import collect_stats
 from kvcore.upkeep import Upkeep
 from kvcore.worker import Worker
@@ -39,8 +42,6 @@ cdef enum:
     MAINTAINED = 1024                   # so many times while a segment is written, a library looks at what is due
     PATIENCE = 2000                     # ms since the last good sync after which writers wait: what a power cut may cost
 
-FSYNC_WORDS = ("always", "everysec", "no")
-MIN_SEGMENT_SIZE, MAX_SEGMENT_SIZE = 64 << 10, 1 << 30
 LONGEST_TTL = 10 ** 10                  # seconds: some centuries
 
 
@@ -56,14 +57,7 @@ cdef class Store:
         self.closed = True
         self.owner = PyThread_get_thread_ident()
         self.forks = forks
-        if fsync not in FSYNC_WORDS:
-            raise UsageError(f"fsync is one of {', '.join(FSYNC_WORDS)}, not {fsync!r}")
-        if not MIN_SEGMENT_SIZE <= segment_size <= MAX_SEGMENT_SIZE:
-            raise UsageError(f"segment_size is from {MIN_SEGMENT_SIZE} to {MAX_SEGMENT_SIZE} bytes, not {segment_size}")
-        if not 0 < max_value_size <= MAX_VALUE_SIZE:
-            raise UsageError(f"max_value_size is from 1 to {MAX_VALUE_SIZE} bytes, not {max_value_size}")
-        if b"\0" in os.fsencode(path):
-            raise UsageError("a path cannot hold a NUL byte")
+        check_options(path, fsync, segment_size, max_value_size)
         self.worker = None if executor is not None else Worker(self, fsync == "everysec")
         self.upkeep = Upkeep(self, self.worker)
         cdef Recovered opened = recover(
@@ -100,9 +94,9 @@ cdef class Store:
         """One word (str). ok; full: the last write found no space; read-only: a durability step failed, writing has
         ended; closed.
         """
-        if self.closed:
-            return "closed"
-        return "read-only" if self.log.broken is not None else "full" if self.log.full_disk else "ok"
+        if self.closed or self.log.broken is not None:
+            return "closed" if self.closed else "read-only"
+        return "full" if self.log.full_disk or self.log.short_of_space else "ok"
 
     @property
     def reason(self):
@@ -232,12 +226,16 @@ cdef class Store:
         sweep(self, SWEPT)
         if self.log.broken is not None:
             return None
+        if self.log.short_of_space:
+            log_take_reserve(self.log)
         if checkpoint_due(self.log, self.index):
             return self.checkpoint_steps()
         store_flush(self)
         if idle and compaction_wants_rotation(self.log):
             log_rotate(self.log)
         sources = compaction_choose(self.compaction, self.log, idle)
+        if sources and self.state == "full":
+            log_give_up_reserve(self.log, 0)
         return self.compaction.steps(self.log, self.index, self.deadlines, sources) if sources else None
 
     def sealed_ids(self):
@@ -336,7 +334,12 @@ cdef int finish_writing(Store s) except -1:
         # What somebody else drove, and left: records that the index finds there must be listed.
         s.drive(s.compaction.publish(s.log, s.index, s.deadlines, [], unfinished(s.log)))
     if s.log.flushed_total != s.log.checkpoint_total:
-        s.checkpoint()
+        try:
+            s.checkpoint()
+        except StorageError as error:
+            # It only makes opening quicker.
+            if error.errno not in NO_SPACE:
+                raise
     return 0
 
 
@@ -451,7 +454,6 @@ cdef int append_value(ByteBuf out, const Record* r) except -1:
 
 # Make sure that a record of this size, and the note of its change, have room. After this, nothing but memory can fail.
 cdef int make_room(Store s, size_t size) except -1:
-    check_open(s)
     log_check_writable(s.log)
     if s.batch_left == 0:           # store_batch has made room for a batch
         if not log_has_room(s.log, size):
@@ -471,6 +473,8 @@ cdef int store_put(Store s, Slice key, Slice value, uint64_t expires_at) except 
     cdef Location at
     cdef Location before = Location(0, 0, 0)
     check_sizes(s, key, value)
+    check_open(s)
+    log_check_space(s.log)
     make_room(s, r.size)
     hash = index_hash(s.index, key.ptr, key.len)
     found = lookup_entry(s.index, s.log, hash, key, s.scratch, &entry)

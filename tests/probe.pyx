@@ -94,6 +94,7 @@ cdef class HookedFiles(Files):
         self.call.rename = hooked_rename
         self.call.unlink = hooked_unlink
         self.call.ftruncate = hooked_ftruncate
+        self.call.fallocate = hooked_fallocate
         self.call.list = hooked_list
         self.call.lock = hooked_lock
 
@@ -150,6 +151,13 @@ cdef int hooked_ftruncate(void* ctx, int fd, uint64_t size) noexcept nogil:
     with gil:
         said = ask(ctx, "ftruncate", fd)
         return <int>said if said <= 0 else (<HookedFiles>ctx).real.ftruncate(ctx, fd, size)
+
+
+cdef int hooked_fallocate(void* ctx, int fd, uint64_t offset, uint64_t n) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "fallocate", fd)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.fallocate(ctx, fd, offset, n)
 
 
 cdef int hooked_list(void* ctx, const char* path, char** names, size_t* size) noexcept nogil:
