@@ -49,6 +49,10 @@ cdef int record_verify(const uint8_t* data, const Record* r, uint32_t seed) exce
 # value: by chance one in 2^32 / 8n other damages looks like a single bit.
 cdef int64_t record_wrong_bit(const uint8_t* data, size_t n, uint32_t seed) except? -2
 
+# The seed with which the checksum of the whole record of n bytes at `data` holds: there is always exactly one. Raises
+# MemoryError.
+cdef int64_t record_seed(const uint8_t* data, size_t n) except -1
+
 cdef inline size_t record_size(size_t key_len, size_t value_len, bint expires) noexcept nogil:
     return RECORD_HEADER + (RECORD_DEADLINE if expires else 0) + key_len + value_len
 

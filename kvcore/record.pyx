@@ -73,3 +73,14 @@ cdef int64_t record_wrong_bit(const uint8_t* data, size_t n, uint32_t seed) exce
             return <int64_t>(8 * <uint64_t>n - 8 * (back // 8 + 1) + 7 - back % 8)
         contribution = contribution >> 1 ^ (0x82F63B78 if contribution & 1 else 0)
     return -1
+
+
+cdef int64_t record_seed(const uint8_t* data, size_t n) except -1:
+    cdef uint32_t seed
+    cdef size_t _bit
+    memcpy(&seed, data, 4)
+    # By linearity: what the seed contributed, moved on by the bytes behind it. That is undone a bit at a time.
+    seed ^= <uint32_t>crc32c_of(data + 4, n - 4, 0)
+    for _bit in range(8 * (n - 4)):
+        seed = (seed ^ 0x82F63B78) << 1 | 1 if seed >> 31 else seed << 1
+    return seed

@@ -13,9 +13,10 @@ from kvcore.expiry cimport Deadlines
 from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
 from kvcore.hashindex cimport PARTITIONS, Partition
 from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_seal, log_take_reserve
-from kvcore.replay cimport Replay, replay_data_end, replay_finds_record, replay_finish, replay_segment
+from kvcore.replay cimport Replay, replay_finish, replay_plan, replay_segment
 from kvcore.segment cimport (
     SEGMENT_HEADER, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
+from kvcore.walk cimport Walk, walk_finds_record
 
 from kvcore import manifest
 from kvcore.errors import CorruptionError, LockedError, StorageError
@@ -222,8 +223,7 @@ cdef list settle_unlisted(Log log, list lines, set listed):
             segment = segment_open(log.files, log.path, int(match[1]), log.store_id)
             # What the manifest knew of and does not list was dropped on purpose; what is younger never held records, unless
             # it is a compaction's.
-            if segment.id >= known and not segment.compacted and replay_finds_record(
-                    Replay(log, HashIndex(log.hash_secret), Deadlines()), segment):
+            if segment.id >= known and not segment.compacted and walk_finds_record(Walk(), segment):
                 told.append(set_aside(log, name))
                 continue
         doomed.append(path)
@@ -298,28 +298,18 @@ cdef int open_segment(Log log, dict line) except -1:
     return 0
 
 
-# Oldest first: sealed segments by the age of their records, then the open ones as they were written.
 cdef int replay_all(Replay replay, dict covered) except -1:
     cdef Log log = replay.log
     cdef Segment s
-    cdef uint32_t slot
-    cdef uint64_t data_end, start
-    cdef list ends = [replay_data_end(replay, s) if not s.sealed else s.allocated for s in log.segments]
-    cdef object order = sorted(range(len(log.segments)), key=lambda slot: replay_key(log.segments[slot]))
-    cdef uint32_t last = max((s.id for s, data_end in zip(log.segments, ends)
-                              if not s.sealed and data_end > SEGMENT_HEADER), default=0)
-    for slot in order:
+    cdef uint64_t start
+    for slot, data_end, last in replay_plan(replay):
         s = log.segments[slot]
-        data_end = ends[slot]
         start = covered.get(s.id, SEGMENT_HEADER)
         s.flushed = start
         replay.moving = s.compacted and s.id not in covered and len(covered) > 0
-        replay_segment(replay, slot, start, max(data_end, start), s.id == last)
+        replay_segment(replay, slot, start, max(<uint64_t>data_end, start), last)
         if s.sealed:
             segment_seal(s)
-            if s.id > replay.synced_id:
-                replay.synced_id = s.id
-                replay.synced_offset = s.flushed
         elif s.allocated > s.flushed:
             files_check(s.files.call.ftruncate(s.files.ctx, s.fd, s.flushed), "cut", s.path)
             s.allocated = s.flushed
@@ -344,10 +334,6 @@ cdef int count_dead(Log log, HashIndex index) except -1:
     for s in log.segments:
         s.dead = s.flushed - SEGMENT_HEADER - bytes_of[s.slot]
     return 0
-
-
-def replay_key(Segment s not None):
-    return (not s.sealed, s.min_version if s.sealed else 0, s.id)
 
 
 # The newest open segment with records is written on; older ones are full; an empty one behind it is the spare.
