@@ -2,7 +2,7 @@ from libc.stdint cimport uint32_t
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_reserve
 from kvcore.checkpoint cimport checkpoint_drop
 from kvcore.files cimport files_check, files_unlink, files_write
-from kvcore.hashindex cimport Entry, index_first, index_hash, index_next, index_prefetch, index_remove
+from kvcore.hashindex cimport Entry, index_find, index_hash, index_prefetch, index_remove
 from kvcore.log cimport (
     Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_publish, log_submit_order,
     log_submit_seal)
@@ -274,7 +274,7 @@ cdef CopyJob select_live(Compaction owner, Log log, HashIndex index, ReadJob rea
         if r.flags & RECORD_KIND:
             continue
         copy.hash = index_hash(index, r.key.ptr, r.key.len)
-        entry = find(index, copy.hash, reading.source.slot, copy.source)
+        entry = index_find(index, copy.hash, reading.source.slot, copy.source)
         copy.alive = entry != NULL
         if entry != NULL and 0 < r.expires_at <= now:
             log_bury(log, entry.at)
@@ -288,14 +288,6 @@ cdef CopyJob select_live(Compaction owner, Log log, HashIndex index, ReadJob rea
         bytebuf_append(job.copies, &copy, sizeof(Copy))
         job.bound += r.size
     return job
-
-
-# The index entry that points at this record.
-cdef Entry* find(HashIndex index, uint64_t hash, uint32_t slot, uint32_t offset) noexcept:
-    cdef Entry* entry = index_first(index, hash)
-    while entry != NULL and not (entry.at.offset == offset and entry.at.segment == slot):
-        entry = index_next(index, hash, entry)
-    return entry
 
 
 # ---- writing
@@ -394,7 +386,7 @@ cdef class CopyJob(Job):
         output.max_version = max(output.max_version, self.max_version)
         output.buried += self.buried
         for i in range(n):
-            entry = find(self.index, copy[i].hash, self.source.slot, copy[i].source) if copy[i].alive else NULL
+            entry = index_find(self.index, copy[i].hash, self.source.slot, copy[i].source) if copy[i].alive else NULL
             if entry == NULL:
                 # Replaced or deleted while it was copied, or a record that only hides others.
                 output.dead += copy[i].target_length

@@ -51,6 +51,9 @@ cdef void index_prefetch(HashIndex index, uint64_t hash) noexcept nogil
 cdef Entry* index_first(HashIndex index, uint64_t hash) noexcept nogil
 cdef Entry* index_next(HashIndex index, uint64_t hash, Entry* entry) noexcept nogil
 
+# The entry that names this place, or NULL.
+cdef Entry* index_find(HashIndex index, uint64_t hash, uint32_t segment, uint32_t offset) noexcept nogil
+
 # Add an entry; equal hashes may stand beside each other. Raises MemoryError, and has changed nothing then.
 cdef int index_insert(HashIndex index, uint64_t hash, Location at) except -1
 

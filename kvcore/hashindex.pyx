@@ -137,6 +137,13 @@ cdef Entry* index_next(HashIndex index, uint64_t hash, Entry* entry) noexcept no
     return seek(entry + 1, <uint32_t>hash)
 
 
+cdef Entry* index_find(HashIndex index, uint64_t hash, uint32_t segment, uint32_t offset) noexcept nogil:
+    cdef Entry* entry = index_first(index, hash)
+    while entry != NULL and not (entry.at.offset == offset and entry.at.segment == segment):
+        entry = index_next(index, hash, entry)
+    return entry
+
+
 # Copy the entries in order into a table of `capacity` homes. -1 when there is no memory, -2 when a run of them would
 # reach the end of the table; nothing has changed then.
 cdef int resize(Partition* part, uint32_t capacity) noexcept nogil:

@@ -37,6 +37,9 @@ cdef Order order_of(Segment s, ByteBuf offsets)
 # records stand. Raises StorageError, MemoryError.
 cdef list order_runs(Segment s)
 
+# The order of a sealed segment from its file; None when that is missing or does not match.
+cdef Order order_load(Segment s)
+
 # Take `o` as the one order of a sealed segment.
 cdef int order_settle(Segment s, Order o) except -1
 

@@ -328,7 +328,7 @@ cdef list order_runs(Segment s):
     cdef list runs
     # Sealed with runs of its own, it goes on with these: a whole sort would hold up whoever asks now.
     if s.sealed and s.runs is None and not s.settling:
-        run = load(s)
+        run = order_load(s)
         if run is None:
             run = order_build(s, SEGMENT_HEADER, s.flushed)
             if run is None:
@@ -355,7 +355,7 @@ cdef list order_runs(Segment s):
 cdef int order_settle(Segment s, Order o) except -1:
     # Saved, it is better read from the file: those pages can be dropped.
     if o.map == NULL:
-        o = load(s) or o
+        o = order_load(s) or o
     s.runs = [o]
     s.ordered = s.flushed
     return 0
@@ -387,8 +387,7 @@ cdef void fill_header(uint8_t* head, Segment s, uint32_t count) noexcept:
     memcpy(head + 32, &count, 4)
 
 
-# The order from the file; None when it is missing or not this segment's.
-cdef Order load(Segment s):
+cdef Order order_load(Segment s):
     cdef Order o = Order()
     cdef uint8_t expected[ORDER_HEADER]
     cdef uint8_t head[ORDER_HEADER]

@@ -22,7 +22,7 @@ cdef class Replay(Walk):
     cdef uint64_t damaged_bytes
     cdef uint64_t damaged_ranges
     cdef list messages              # of str, one line each
-    cdef list ranges                # of (path, start, end, keys) instead of messages and copies in quarantine/, or None
+    cdef list ranges                # of (path, start, end, what, keys), instead of messages and a quarantine; or None
 
 
 # How to read the log, oldest first, sealed segments by the age of their records, then the open ones as they were written:

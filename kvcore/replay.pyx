@@ -6,7 +6,7 @@ from posix.fcntl cimport O_CREAT, O_TRUNC, O_WRONLY
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear
 from kvcore.expiry cimport deadlines_add, deadlines_reserve
 from kvcore.files cimport Files, files_write
-from kvcore.hashindex cimport Entry, index_first, index_hash, index_insert, index_next, index_remove
+from kvcore.hashindex cimport Entry, index_find, index_hash, index_insert, index_remove
 from kvcore.log cimport log_copy, log_segment
 from kvcore.lookup cimport NOT_FOUND, lookup_entry
 from kvcore.record cimport (
@@ -23,6 +23,12 @@ cdef enum:
     SEARCHED = 16 << 20         # bytes of a damaged record up to which a single wrong bit is looked for
 
 cdef uint64_t DAY = <uint64_t>86400000 << 20
+
+# What is wrong with a range of bytes.
+DAMAGED = "damaged"
+HALF_BATCH = "half a batch"
+MISSING = "missing"
+TORN = "torn"
 
 
 cdef struct Grave:
@@ -96,8 +102,9 @@ cdef int apply_good(Replay p, const Record* r, Location at) except -1:
 
 # Reading the key of a damaged record shall be an error, not an older value, so its entry stays in the index. The key is
 # certain when a single wrong bit explains the damage; else it is taken as it stands, if the lengths were right (`framed`).
-# Its version counts when it fits behind the one before it; otherwise the record wins. The key, or None when it is unknown.
-cdef bytes apply_lost(Replay p, Segment s, Location at, bint framed):
+# Its version counts when it fits behind the one before it; otherwise the record wins. Returns the key, None when it is
+# unknown, and whether it is certain.
+cdef tuple apply_lost(Replay p, Segment s, Location at, bint framed):
     cdef uint8_t* data = <uint8_t*>walk_fetch(p, s, at.offset, at.length, s.allocated)
     cdef int64_t bit = record_wrong_bit(data, at.length, s.seed) if RECORD_HEADER <= at.length <= SEARCHED else -1
     cdef Record r
@@ -113,7 +120,7 @@ cdef bytes apply_lost(Replay p, Segment s, Location at, bint framed):
         p.lost[(at.segment, at.offset)] = key
     if bit >= 0:
         data[bit // 8] ^= 1 << bit % 8
-    return key
+    return key, key is not None and bit >= 0
 
 
 # Account for a span of damaged bytes.
@@ -129,7 +136,18 @@ cdef int replay_damage(Replay p, Segment s, Location at, const Span* span) excep
             at.length = <uint32_t>r.size
         keys.append(apply_lost(p, s, at, span.framed))
         offset += at.length
-    return note_damage(p, s, span, keys)
+    return note_damage(p, s, span.start, span.end, DAMAGED, keys)
+
+
+# A torn tail is no damage.
+cdef int note_torn(Replay p, Segment s, uint64_t start, uint64_t end) except -1:
+    p.torn_bytes = end - start
+    if p.ranges is not None:
+        p.ranges.append((s.path, start, end, TORN, []))
+    else:
+        p.messages.append(
+            f"{os.fsdecode(s.path)} ended in a torn write: cut at byte {start}, {p.torn_bytes} bytes dropped")
+    return 0
 
 
 # The keys of the good records of a batch that does not count.
@@ -138,19 +156,24 @@ cdef list keys_between(Replay p, Segment s, uint64_t start, uint64_t end):
     cdef list keys = []
     while start < end:
         record_decode(walk_fetch(p, s, start, end - start, s.allocated), end - start, &r)
-        keys.append(r.key.ptr[:r.key.len])
+        keys.append((r.key.ptr[:r.key.len], True))
         start += r.size
     return keys
 
 
-# Remember a span whose bytes do not count, with the keys of its records (None: one that is unknown).
-cdef int note_damage(Replay p, Segment s, const Span* span, list keys) except -1:
+# Bytes that do not count; what is wrong with them; the keys of their records as apply_lost gives them.
+cdef int note_damage(Replay p, Segment s, uint64_t start, uint64_t end, str what, list keys) except -1:
     p.damaged_ranges += 1
-    p.damaged_bytes += span.end - span.start
+    if what != MISSING:
+        p.damaged_bytes += end - start
     if p.ranges is not None:
-        p.ranges.append((s.path, span.start, span.end, keys))
+        p.ranges.append((s.path, start, end, what, keys))
+    elif what == MISSING:
+        p.messages.append(
+            f"{os.fsdecode(s.path)} ends at byte {start}, but {end} bytes were on the disk: {end - start} bytes are "
+            "missing; restore it, or salvage what is left into a new directory")
     else:
-        quarantine(p, s, span.start, span.end)
+        quarantine(p, s, start, end)
     return 0
 
 
@@ -209,19 +232,14 @@ cdef int replay_segment(Replay p, uint32_t slot, uint64_t start, uint64_t data_e
         elif kind == SPAN_DAMAGED:
             replay_damage(p, s, at, &span)
         elif kind == SPAN_BROKEN:
-            note_damage(p, s, &span, keys_between(p, s, span.start, span.end) if p.ranges is not None else [])
+            note_damage(p, s, span.start, span.end, HALF_BATCH, keys_between(p, s, span.start, span.end))
         else:
             break
     if kind == SPAN_TORN:
-        p.torn_bytes = span.end - span.start
-        p.messages.append(
-            f"{os.fsdecode(s.path)} ended in a torn write: cut at byte {span.start}, {p.torn_bytes} bytes dropped")
+        note_torn(p, s, span.start, span.end)
     s.flushed = p.offset
     if s.id == p.synced_id and s.flushed < p.synced_offset:
-        p.damaged_ranges += 1
-        p.messages.append(
-            f"{os.fsdecode(s.path)} ends at byte {s.flushed}, but {p.synced_offset} bytes were on the disk: "
-            f"{p.synced_offset - s.flushed} bytes are missing; restore it, or salvage what is left into a new directory")
+        note_damage(p, s, s.flushed, p.synced_offset, MISSING, [(None, False)])
     if s.sealed:
         walk_note_synced(p, s.id, s.flushed)
     return 0
@@ -232,12 +250,9 @@ cdef int replay_finish(Replay p) except -1:
     cdef size_t i
     cdef Entry* entry
     for i in range(p.tombstones.len // sizeof(Grave)):
-        entry = index_first(p.index, grave[i].hash)
-        while entry != NULL:
-            if entry.at.segment == grave[i].at.segment and entry.at.offset == grave[i].at.offset:
-                index_remove(p.index, grave[i].hash, entry)
-                break
-            entry = index_next(p.index, grave[i].hash, entry)
+        entry = index_find(p.index, grave[i].hash, grave[i].at.segment, grave[i].at.offset)
+        if entry != NULL:
+            index_remove(p.index, grave[i].hash, entry)
     bytebuf_clear(p.tombstones, 0)
     bytebuf_clear(p.window, 0)
     return 0

@@ -42,7 +42,7 @@ cdef class Segment:
     cdef readonly bint sealed
     cdef readonly uint64_t dead     # bytes of records that no longer count
     cdef uint64_t buried            # bytes of tombstones, marks and commits, which are among the dead
-    cdef bint compacted             # holds copies of older records
+    cdef readonly bint compacted    # holds copies of older records
     cdef bint damaged               # compaction met a bad record in it: it stays as it is
     cdef bint hidden                # not for the manifest: an output not finished yet, or a source about to be dropped
     cdef readonly uint64_t records
@@ -58,6 +58,13 @@ cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes sto
 
 # Open an existing file and check its header. Raises StorageError, CorruptionError.
 cdef Segment segment_open(Files files, bytes directory, uint32_t id, bytes store_id)
+
+# Open an existing file for reading only, whatever its header says; seed and compacted are the caller's to set. Raises
+# StorageError.
+cdef Segment segment_open_readonly(Files files, bytes directory, uint32_t id)
+
+# Are these SEGMENT_HEADER bytes a header whose checksum holds?
+cdef bint segment_header_holds(const uint8_t* header) except -1
 
 cdef bytes segment_name(uint32_t id)
 

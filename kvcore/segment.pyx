@@ -5,7 +5,7 @@ cimport cython
 from libc.errno cimport ENOMEM
 from libc.stdint cimport int64_t
 from libc.string cimport memcmp, memcpy, memset
-from posix.fcntl cimport O_CREAT, O_EXCL, O_RDWR
+from posix.fcntl cimport O_CREAT, O_EXCL, O_RDONLY, O_RDWR
 
 from kvcore.files cimport files_check, files_open, files_read, files_write
 from kvcore.record cimport RECORD_DEADLINE, RECORD_EXPIRES, RECORD_HEADER, Record, crc32c_of, record_decode
@@ -101,10 +101,21 @@ cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes sto
     return s
 
 
+cdef Segment segment_open_readonly(Files files, bytes directory, uint32_t id):
+    cdef Segment s = new_segment(files, directory, id, O_RDONLY, "open")
+    s.allocated = files_check(files.call.size(files.ctx, s.fd), "examine", s.path)
+    return s
+
+
+cdef bint segment_header_holds(const uint8_t* header) except -1:
+    cdef uint32_t checksum
+    memcpy(&checksum, header + SEGMENT_HEADER - 4, 4)
+    return memcmp(header, <const char*>MAGIC, 8) == 0 and checksum == <uint32_t>crc32c_of(header, SEGMENT_HEADER - 4, 0)
+
+
 cdef Segment segment_open(Files files, bytes directory, uint32_t id, bytes store_id):
     cdef Segment s = new_segment(files, directory, id, O_RDWR, "open")
     cdef uint8_t header[SEGMENT_HEADER]
-    cdef uint32_t word
     cdef uint64_t wide
     cdef str name = os.fsdecode(s.path)
     s.allocated = files_check(files.call.size(files.ctx, s.fd), "examine", s.path)
@@ -112,8 +123,7 @@ cdef Segment segment_open(Files files, bytes directory, uint32_t id, bytes store
     if got < SEGMENT_HEADER:
         raise CorruptionError(
             f"segment {name} is cut short: {got} bytes; restore it, or salvage what is left into a new directory")
-    memcpy(&word, header + 60, 4)
-    if memcmp(header, <const char*>MAGIC, 8) != 0 or word != <uint32_t>crc32c_of(header, SEGMENT_HEADER - 4, 0):
+    if not segment_header_holds(header):
         raise CorruptionError(
             f"the header of segment {name} is damaged; restore it, or salvage what is left into a new directory")
     if s.allocated > SEGMENT_LIMIT:

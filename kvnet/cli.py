@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from kvnet import offline
 from kvnet.client import Client, ClientError
 
 
@@ -94,7 +95,7 @@ class _Commands(click.Group):
     help="Print the version and exit.",
 )
 def main() -> None:
-    """A durable key-value store: run the server, or talk to one.
+    """A durable key-value store: run the server, talk to one, or look after a data directory.
 
     The exit status is 1 when the server says error or cannot be reached, 2 when the command line is wrong.
     """
@@ -192,3 +193,7 @@ def status(server: dict[str, str]) -> None:
     """Print what the server says about itself."""
     with _client(server) as client:
         click.echo(client.status())
+
+
+for command in offline.COMMANDS:
+    main.add_command(command)

@@ -1,0 +1,149 @@
+"""`salvage`: what can still be read of a data directory, written into a new one.
+
+The new store is made in NEWDIR/salvage-unfinished, a name with which NEWDIR does not open as a store; when it is whole
+and on the disk, its files move up, the manifest last.
+"""
+
+import os
+import shutil
+from typing import NamedTuple
+
+from kvcore.check import damage_dicts, damage_lines, holder_line, holder_of
+from kvcore.errors import StorageError, UsageError
+from kvcore.library import Store
+from kvcore.survey import Survey
+
+UNFINISHED = "salvage-unfinished"
+LONGEST_VALUE = 1 << 30
+
+
+class Salvaged(NamedTuple):
+    """What salvage() did. `damage` is what was met; all was saved when none of it is `lost`."""
+
+    directory: str
+    holder: str | None
+    target: str
+    keys: int  # keys saved
+    damage: list  # of kvcore.survey.Damage
+    notes: list  # of str
+    hidden: bool  # newer values or deletions of keys that are not named may be among what is lost
+
+
+def salvage(path, target, progress=None):
+    """Write every live, undamaged key of the data directory `path` into a new store at `target`; return a Salvaged.
+
+    path, target: str, bytes or path-like. progress: called with bytes done since the last call; in all, twice what
+    Survey.totals() says at the most. Raises UsageError when target is not empty, StorageError when path cannot be read
+    or target not be written; nothing is left in target then.
+    """
+    path, target = os.fsdecode(path), os.fsdecode(target)
+    holder = holder_of(path)
+    survey = Survey(path)
+    if _is_inside(target, path):
+        raise UsageError(f"{target} is inside {path}, where nothing is changed; name a directory elsewhere")
+    made = _prepare(target)
+    building = os.path.join(target, UNFINISHED)
+    try:
+        survey.read(progress)
+        with Store(building, fsync="no", autoflush=False, max_value_size=LONGEST_VALUE) as store:
+            keys = survey.copy_into(store, progress)
+        _move_up(building, target)
+    except BaseException:
+        _clear(target)
+        if made:
+            os.rmdir(target)
+        raise
+    hidden = any(item.hides for item in survey.damage) or not survey.listed
+    return Salvaged(path, holder, target, keys, survey.damage, survey.notes, hidden)
+
+
+def _is_inside(target, path):
+    inner, outer = os.path.realpath(target), os.path.realpath(path)
+    return os.path.commonpath([inner, outer]) == outer
+
+
+def _ours(target):
+    """What stands in a directory but for what a file system or a desktop puts there (list of str)."""
+    return [name for name in os.listdir(target) if name != "lost+found" and not name.startswith(".")]
+
+
+def _clear(target):
+    """Take away what was made in a directory that was empty."""
+    shutil.rmtree(os.path.join(target, UNFINISHED), ignore_errors=True)
+    for name in _ours(target):
+        os.unlink(os.path.join(target, name))
+
+
+def _prepare(target):
+    """Make sure that there is an empty directory; return whether it was made (bool)."""
+    try:
+        os.mkdir(target, 0o700)
+        return True
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise StorageError(error.errno, f"cannot create directory {target}: {error.strerror}") from error
+    try:
+        names = _ours(target)
+    except OSError as error:
+        raise StorageError(error.errno, f"cannot list {target}: {error.strerror}") from error
+    if names:
+        raise UsageError(f"{target} is not empty; name a directory that is, or one that is not there yet")
+    return False
+
+
+def _move_up(building, target):
+    """Give the files of the finished store their place. Until the last step, `target` does not open as a store."""
+    names = [name for name in os.listdir(building) if name not in ("LOCK", "MANIFEST")]
+    try:
+        for name in [*names, "MANIFEST"]:
+            os.rename(os.path.join(building, name), os.path.join(target, name))
+        os.unlink(os.path.join(building, "LOCK"))
+        _sync(target)
+        os.rmdir(building)
+        _sync(target)
+    except OSError as error:
+        raise StorageError(error.errno, f"cannot move the new store to {target}: {error.strerror}") from error
+
+
+def _sync(directory):
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def is_whole(done):
+    """Was everything saved? (bool)"""
+    return not any(item.lost for item in done.damage)
+
+
+def salvaged_lines(done):
+    """Lines of text (str) for a Salvaged; the last one sums up."""
+    if done.holder:
+        yield holder_line(done)
+    yield from damage_lines(done.damage)
+    for note in done.notes:
+        yield f"note: {note}"
+    if done.hidden:
+        yield (
+            "caution: newer values or deletions of keys that are not named here may be among what is lost; of such keys "
+            f"{done.target} holds an older value"
+        )
+    lost = sum(item.lost for item in done.damage)
+    yield f"{done.keys} keys saved in {done.target}, {lost} damaged ranges not: " + ("incomplete" if lost else "complete")
+
+
+def salvaged_dict(done):
+    """The same for JSON: a dict."""
+    return {
+        "directory": done.directory,
+        "in_use_by": done.holder,
+        "target": done.target,
+        "keys_saved": done.keys,
+        "all_saved": is_whole(done),
+        "older_values_possible": done.hidden,
+        "damage": damage_dicts(done.damage),
+        "notes": done.notes,
+    }
