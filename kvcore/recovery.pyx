@@ -13,7 +13,7 @@ from kvcore.expiry cimport Deadlines
 from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
 from kvcore.hashindex cimport PARTITIONS, Partition
 from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_seal, log_take_reserve
-from kvcore.replay cimport Replay, replay_finish, replay_plan, replay_segment
+from kvcore.replay cimport Replay, replay_finish, replay_note_covered, replay_plan, replay_segment
 from kvcore.segment cimport (
     SEGMENT_HEADER, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
 from kvcore.walk cimport Walk, walk_finds_record
@@ -184,10 +184,7 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
         result.index = HashIndex(log.hash_secret)
         result.deadlines = Deadlines()
     replay = Replay(log, result.index, result.deadlines)
-    if covered:
-        # A checkpoint is published only when the log is synced beyond what it covers; empty segments are not reached yet.
-        replay.synced_id, replay.synced_offset = max(
-            ((id, end) for id, end in covered.items() if end > SEGMENT_HEADER), default=(0, 0))
+    replay_note_covered(replay, covered)
     replay_all(replay, covered)
     count_dead(log, result.index)
     choose_active(log)

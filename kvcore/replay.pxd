@@ -33,5 +33,8 @@ cdef list replay_plan(Replay p)
 # it is the one whose tail may be torn. Raises StorageError, MemoryError.
 cdef int replay_segment(Replay p, uint32_t slot, uint64_t start, uint64_t data_end, bint last) except -1
 
+# A checkpoint covers this: {segment id: bytes}. It is published only when the log is synced beyond what it covers.
+cdef int replay_note_covered(Replay p, dict covered) except -1
+
 # Take the tombstones out of the index: from now on a deleted key is simply not there.
 cdef int replay_finish(Replay p) except -1

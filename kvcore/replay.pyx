@@ -240,8 +240,17 @@ cdef int replay_segment(Replay p, uint32_t slot, uint64_t start, uint64_t data_e
     s.flushed = p.offset
     if s.id == p.synced_id and s.flushed < p.synced_offset:
         note_damage(p, s, s.flushed, p.synced_offset, MISSING, [(None, False)])
-    if s.sealed:
+    if s.sealed and not s.compacted:
         walk_note_synced(p, s.id, s.flushed)
+    return 0
+
+
+cdef int replay_note_covered(Replay p, dict covered) except -1:
+    cdef Segment s
+    for s in p.log.segments:
+        # The number of a compacted one says nothing about what was written when. An empty one is not reached yet.
+        if not s.compacted and covered.get(s.id, 0) > SEGMENT_HEADER:
+            walk_note_synced(p, s.id, covered[s.id])
     return 0
 
 
