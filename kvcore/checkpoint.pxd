@@ -18,6 +18,10 @@ cdef bint checkpoint_due(Log log, HashIndex index) noexcept
 # Remove the checkpoint for good. False: it may come back.
 cdef bint checkpoint_drop(Log log) except -1
 
+# Up to where the log was on the disk as index.ckpt says, whether or not the rest of it can be believed: {segment id:
+# bytes}, also of segments that are gone. Raises StorageError, MemoryError.
+cdef dict checkpoint_covered(Log log)
+
 # Fill the index and the deadlines from index.ckpt. Returns {segment id: covered bytes}, or None when there is none to be
 # believed; index and deadlines are then to be thrown away. Raises StorageError, MemoryError.
 cdef dict checkpoint_load(Log log, HashIndex index, Deadlines deadlines)

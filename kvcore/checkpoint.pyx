@@ -1,5 +1,6 @@
 import os
 
+cimport cython
 from libc.errno cimport ENOENT
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memcmp, memcpy
@@ -204,12 +205,21 @@ cdef int put_partition(ByteBuf content, const uint32_t* places, size_t slots, co
 # ---- loading
 
 # Reads the parts of an image one after the other.
+@cython.no_gc_clear             # __dealloc__ needs the file table
 cdef class Reader:
     cdef Files files
     cdef int fd
     cdef int64_t size
     cdef uint64_t offset
+    cdef uint64_t last_version
     cdef ByteBuf part
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            self.files.call.close(self.files.ctx, self.fd)
 
     # n bytes into `part`. False when there are not so many.
     cdef bint read(self, uint64_t n) except -1:
@@ -249,36 +259,44 @@ cdef bint checkpoint_drop(Log log) except -1:
         files_sync_directory(log.files, log.path) == 0)
 
 
-cdef dict checkpoint_load(Log log, HashIndex index, Deadlines deadlines):
+# A reader at the first part of the image; None when there is no image of this store.
+cdef Reader open_image(Log log):
     cdef Files f = log.files
     cdef Reader reader = Reader()
-    cdef int fd = files_open(f, os.path.join(log.path, NAME), O_RDONLY)
-    if fd < 0:
-        return None
+    cdef uint8_t expected[HEAD]
+    cdef uint32_t checksum
     reader.files = f
-    reader.fd = fd
+    reader.fd = files_open(f, os.path.join(log.path, NAME), O_RDONLY)
+    if reader.fd < 0:
+        return None
     reader.part = ByteBuf()
-    reader.size = f.call.size(f.ctx, fd)
-    try:
-        return load_image(reader, log, index, deadlines) if reader.size > 0 else None
-    finally:
-        f.call.close(f.ctx, fd)
+    reader.size = max(f.call.size(f.ctx, reader.fd), <int64_t>0)
+    if not reader.read(HEAD + sizeof(checksum)):
+        return None
+    memcpy(&reader.last_version, reader.part.data + 32, 8)
+    memcpy(&checksum, reader.part.data + HEAD, 4)
+    fill_head(expected, log, reader.last_version)
+    if memcmp(expected, reader.part.data, HEAD) != 0 or checksum != <uint32_t>crc32c_of(expected, HEAD, 0):
+        return None
+    return reader
+
+
+cdef dict checkpoint_covered(Log log):
+    cdef Reader reader = open_image(log)
+    cdef int64_t count = -1 if reader is None else reader.items(sizeof(Row))
+    cdef Row* row = NULL if count < 0 else <Row*>reader.first()
+    return {row[i].id: row[i].covered for i in range(count)}
+
+
+cdef dict checkpoint_load(Log log, HashIndex index, Deadlines deadlines):
+    cdef Reader reader = open_image(log)
+    return None if reader is None else load_image(reader, log, index, deadlines)
 
 
 cdef dict load_image(Reader reader, Log log, HashIndex index, Deadlines deadlines):
-    cdef uint8_t expected[HEAD]
-    cdef uint64_t last_version
-    cdef uint32_t checksum
     cdef int64_t count
     cdef int p
     cdef ByteBuf slots = ByteBuf()              # u32: the slot, by place in the image's list
-    if not reader.read(HEAD + sizeof(checksum)):
-        return None
-    memcpy(&last_version, reader.part.data + 32, 8)
-    memcpy(&checksum, reader.part.data + HEAD, 4)
-    fill_head(expected, log, last_version)
-    if memcmp(expected, reader.part.data, HEAD) != 0 or checksum != <uint32_t>crc32c_of(expected, HEAD, 0):
-        return None
     covered = load_segments(reader, log, slots)
     if covered is None:
         return None
@@ -291,7 +309,7 @@ cdef dict load_image(Reader reader, Log log, HashIndex index, Deadlines deadline
         if count < 0 or not place_entries(<Entry*>reader.first(), count, slots, log):
             return None
         index_fill(index, p, <Entry*>reader.first(), <uint32_t>count)
-    log.last_version = max(log.last_version, last_version)
+    log.last_version = max(log.last_version, reader.last_version)
     return covered
 
 

@@ -132,7 +132,8 @@ def salvaged_lines(done):
             f"{done.target} holds an older value"
         )
     lost = sum(item.lost for item in done.damage)
-    yield f"{done.keys} keys saved in {done.target}, {lost} damaged ranges not: " + ("incomplete" if lost else "complete")
+    saved = f"{done.keys} keys saved in {done.target}, "
+    yield saved + (f"incomplete: {lost} damaged ranges took the rest" if lost else "complete")
 
 
 def salvaged_dict(done):

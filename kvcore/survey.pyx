@@ -4,14 +4,14 @@ from collections import Counter, namedtuple
 from libc.errno cimport EIO, ENOENT
 from libc.stdint cimport int64_t
 
-from kvcore.checkpoint cimport checkpoint_load
+from kvcore.checkpoint cimport checkpoint_covered, checkpoint_load
 from kvcore.expiry cimport deadlines_sweep
 from kvcore.files cimport files_list, files_read, files_read_all
 from kvcore.hashindex cimport index_find, index_hash
 from kvcore.log cimport log_add_segment, log_now
 from kvcore.order cimport order_load, order_path
 from kvcore.record cimport RECORD_COMPRESSED, RECORD_HEADER, RECORD_KIND, RECORD_TOMBSTONE, record_decode
-from kvcore.replay cimport replay_finish, replay_plan, replay_segment
+from kvcore.replay cimport replay_finish, replay_note_covered, replay_plan, replay_segment
 from kvcore.segment cimport (
     SEGMENT_HEADER, SEGMENT_LIMIT, segment_header_holds, segment_map, segment_name, segment_open_readonly)
 from kvcore.store cimport Store, store_put
@@ -65,6 +65,7 @@ cdef class Survey:
         """
         cdef Segment s
         cdef Replay p = self.replay
+        replay_note_covered(p, checkpoint_covered(self.log) if self.listed else {})
         for slot, data_end, last in replay_plan(p):
             s = self.log.segments[slot]
             replay_segment(p, slot, SEGMENT_HEADER, data_end, last)
@@ -248,7 +249,10 @@ cdef int open_listed(Survey v, uint32_t id) except -1:
     if name not in v.sizes:
         size = f"is missing: {line['bytes']} bytes, {line['records']} records" if "bytes" in line else "is missing"
         add(v, name, 0, line.get("bytes", 0), size, True)
-    if s is None or line["state"] != "sealed":
+    if s is None:
+        return 0
+    line = v.lines.get(s.id, line)
+    if line["state"] != "sealed":
         return 0
     if s.allocated < <uint64_t>line["bytes"]:
         add(v, name, s.allocated, line["bytes"] - s.allocated, f"is cut short: {s.allocated} of {line['bytes']} bytes", True)
