@@ -194,6 +194,19 @@ class RecordDamageTest(OfflineCase):
         self.assertIn("torn write", report.notes[0])
         self.assertIn("4 bytes", report.notes[0])
 
+    def test_last_record_of_a_store_that_was_closed(self):
+        """Its checkpoint proves that the record was on the disk: bad or gone, it is no torn write."""
+        path = self.segment_paths()[2]
+        content = self.read(path)
+        offset, size, _, key, _ = records(content)[-1]
+        for bad, found in (
+            (content[:-1] + bytes([content[-1] ^ 1]), (offset, size, [key])),
+            (content[:offset], (offset, size, [])),
+        ):
+            with open(path, "wb") as f:
+                f.write(bad)
+            self.assertEqual([(*item[1:3], item.keys) for item in check(self.dir).damage], [found])
+
     def test_half_a_batch(self):
         path = self.segment_paths()[3]
         content = self.read(path)
