@@ -5,13 +5,13 @@ from posix.fcntl cimport O_CREAT, O_TRUNC, O_WRONLY
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear
 from kvcore.expiry cimport deadlines_add, deadlines_reserve
-from kvcore.files cimport Files, files_write
+from kvcore.files cimport Files, files_check, files_write
 from kvcore.hashindex cimport Entry, index_find, index_hash, index_insert, index_remove
 from kvcore.log cimport log_copy, log_segment
 from kvcore.lookup cimport NOT_FOUND, lookup_entry
 from kvcore.record cimport (
     RECORD_HEADER, RECORD_KIND, RECORD_TOMBSTONE, Record, record_decode, record_wrong_bit)
-from kvcore.segment cimport SEGMENT_HEADER
+from kvcore.segment cimport SEGMENT_HEADER, SEGMENT_LIMIT, segment_map
 from kvcore.types cimport Location, uint8_t
 from kvcore.walk cimport (
     SPAN_BROKEN, SPAN_DAMAGED, SPAN_GOOD, SPAN_TORN, Span, SpanKind, walk_begin, walk_data_end, walk_fetch,
@@ -271,9 +271,28 @@ def replay_key(Segment s not None):
     return (not s.sealed, s.min_version if s.sealed else 0, s.id)
 
 
+def id_of(Segment s not None):
+    return s.id
+
+
 cdef list replay_plan(Replay p):
     cdef Segment s
-    cdef list ends = [(s.allocated if s.sealed else walk_data_end(p, s)) for s in p.log.segments]
-    cdef uint32_t last = max(
-        (s.id for s, end in zip(p.log.segments, ends) if not s.sealed and end > SEGMENT_HEADER), default=0)
+    cdef dict ends = {}
+    cdef uint32_t last = 0
+    # The newest first: when somebody is writing, one that has a successor with records is seen to its very end.
+    for s in sorted(p.log.segments, key=id_of, reverse=True):
+        if s.sealed:
+            ends[s.slot] = s.allocated
+            continue
+        if p.ranges is not None:
+            look_again(s)
+        ends[s.slot] = walk_data_end(p, s)
+        if last == 0 and ends[s.slot] > SEGMENT_HEADER:
+            last = s.id
     return [(s.slot, ends[s.slot], s.id == last) for s in sorted(p.log.segments, key=replay_key)]
+
+
+# A segment of a directory that is not ours may have grown since it was opened.
+cdef int look_again(Segment s) except -1:
+    s.allocated = min(files_check(s.files.call.size(s.files.ctx, s.fd), "examine", s.path), <int64_t>SEGMENT_LIMIT)
+    return segment_map(s, s.allocated)

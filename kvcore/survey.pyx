@@ -300,6 +300,9 @@ cdef Segment open_segment(Survey v, uint32_t id):
     if s.allocated > SEGMENT_LIMIT:
         add(v, name, SEGMENT_LIMIT, s.allocated - SEGMENT_LIMIT, "is longer than a segment can be", True)
         s.allocated = SEGMENT_LIMIT
+    if s.allocated < SEGMENT_HEADER and v.listed and id not in v.lines:
+        v.notes.append(f"{name} is only just being made, or was left over by a crash")
+        return None
     if s.allocated < SEGMENT_HEADER:
         add(v, name, s.allocated, SEGMENT_HEADER - s.allocated, "is cut short: not even its header is there", True)
         return None
