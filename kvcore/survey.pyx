@@ -80,7 +80,7 @@ cdef class Survey:
             add_range(self, os.fsdecode(os.path.basename(path)), start, end, what, keys, lost)
         compare_counts(self)
         if p.unreadable:
-            self.notes.append(f"{p.unreadable} bytes could not be read from the disk; they were taken for zeros")
+            self.notes.append("the disk could not read all bytes; those that it could not were taken for zeros")
 
     def lost_keys(self):
         """Keys (list of bytes) whose newest record is damaged: opened, the store answers an error for them."""

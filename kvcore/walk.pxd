@@ -33,8 +33,8 @@ cdef class Walk:
     cdef ByteBuf window             # bytes of the segment from window_at on
     cdef uint64_t window_at
     cdef size_t chunk               # bytes read at a time
-    cdef bint lenient               # bytes that cannot be read are taken for zeros, and counted
-    cdef uint64_t unreadable        # bytes
+    cdef bint lenient               # bytes that cannot be read are taken for zeros
+    cdef bint unreadable            # there were such bytes
     cdef uint64_t offset            # where the next record is looked for
     cdef uint64_t batch             # [batch, offset): good records that are followed by more of their batch
     cdef uint64_t previous          # version of the last good record of this segment; 0: there was none

@@ -67,7 +67,7 @@ cdef void read_blocks(Walk w, Segment s, uint8_t* dst, size_t n, uint64_t offset
         size = min(n - done, BLOCK - (offset + done) % BLOCK)
         got = files_read(s.files, s.fd, dst + done, size, offset + done)
         if got < 0:
-            w.unreadable += size
+            w.unreadable = True
         done += size
 
 

@@ -4,6 +4,7 @@ from kvcore.files cimport Files, FileTable
 from kvcore.hashindex cimport Entry, HashIndex, index_bytes, index_first, index_hash, index_insert, index_next, index_remove
 from kvcore.record cimport crc32c_of
 from kvcore.types cimport Location, uint8_t
+from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 
@@ -73,6 +74,27 @@ cdef class HandFiles(Files):
     def __cinit__(self):
         self.ctx = &self.now
         self.call.clock = hand_clock
+
+
+cdef ssize_t block_pread(void* ctx, int fd, void* dst, size_t n, uint64_t offset) noexcept nogil:
+    if offset < (<BadBlocks>ctx).end and offset + n > (<BadBlocks>ctx).start:
+        return -EIO
+    return (<BadBlocks>ctx).real.pread(ctx, fd, dst, n, offset)
+
+
+cdef class BadBlocks(Files):
+    """A file table with which bytes [start, end) of no file can be read."""
+
+    cdef FileTable real
+    cdef uint64_t start
+    cdef uint64_t end
+
+    def __cinit__(self, start, end):
+        self.start = start
+        self.end = end
+        self.real = self.call
+        self.ctx = <void*>self
+        self.call.pread = block_pread
 
 
 cdef class HookedFiles(Files):

@@ -11,7 +11,9 @@ import crc32c
 import kvcore
 from kvcore import manifest
 from kvcore.check import check, printable, report_dict, report_lines
+from kvcore.survey import Survey
 from tests.daemon import run
+from tests.probe import BadBlocks
 from tests.test_recovery import HEADER, SMALL, CrashCase, forge, records, seed_of
 
 
@@ -184,6 +186,15 @@ class RecordDamageTest(OfflineCase):
         item = report.damage[0]
         self.assertLessEqual(item.offset, 4096)
         self.assertGreaterEqual(item.offset + item.length, 8192)
+
+    def test_blocks_of_the_disk_that_cannot_be_read(self):
+        survey = Survey(self.dir, files=BadBlocks(8192, 12288))
+        survey.read()
+        hit = [key for offset, size, _, key, _ in self.found if offset < 12288 and offset + size > 8192]
+        self.assertEqual([item.file for item in survey.damage], [
+            "0000000001.seg", "0000000002.seg", "0000000003.seg"])
+        self.assertEqual(survey.totals()["live_keys"], self.COUNT - 3 * len(hit))
+        self.assertIn("the disk could not read all bytes", survey.notes[0])
 
     def test_torn_tail_is_a_note(self):
         with open(self.segment_paths()[3], "ab") as f:
