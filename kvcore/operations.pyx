@@ -55,6 +55,7 @@ cdef class Reader:
         """
         cdef uint64_t data_end = data_end_of(self)
         self.walk.window.len = 0
+        self.walk.looked = False
         while True:
             span = next_span(self, data_end, last)
             if span is None:

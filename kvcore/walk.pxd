@@ -37,6 +37,7 @@ cdef class Walk:
     cdef bint unreadable            # there were such bytes
     cdef uint64_t offset            # where the next record is looked for
     cdef uint64_t batch             # [batch, offset): good records that are followed by more of their batch
+    cdef bint looked                # for marks ahead, in this segment
     cdef uint64_t previous          # version of the last good record of this segment; 0: there was none
     cdef uint64_t newest            # highest version seen, or known from the checkpoint
     cdef uint64_t latest_version    # version below which plausible ones lie

@@ -31,6 +31,7 @@ cdef class Walk:
 cdef void walk_begin(Walk w, uint64_t start) noexcept:
     w.window.len = 0
     w.offset = w.batch = start
+    w.looked = False
     w.previous = 0
 
 
@@ -179,6 +180,24 @@ cdef inline bint is_proven(Walk w, Segment s, uint64_t offset) noexcept:
     return s.sealed or s.id < w.synced_id or (s.id == w.synced_id and offset < w.synced_offset)
 
 
+# Note the marks ahead: one behind a batch that is not whole may prove that it was on the disk. Done once a segment: False
+# when it was before.
+cdef bint look_ahead(Walk w, Segment s, uint64_t data_end) except -1:
+    cdef uint64_t offset = w.offset
+    cdef Record r
+    if w.looked:
+        return False
+    w.looked = True
+    while 0 < offset < data_end:
+        if good_record(w, s, offset, &r):
+            if r.flags & RECORD_KIND == RECORD_MARK:
+                note_mark(w, &r)
+            offset += r.size
+        else:
+            offset = next_good(w, s, offset + 1, data_end)
+    return True
+
+
 # The good records in [w.batch, w.offset) claim that more of their batch follows. Do they end with a commit that counts
 # them?
 cdef bint is_whole(Walk w, Segment s, const Record* commit) except -1:
@@ -225,6 +244,8 @@ cdef SpanKind walk_step(Walk w, Segment s, uint64_t data_end, bint last, Span* s
                 w.offset += r.size
                 continue
             if w.batch < w.offset and not is_proven(w, s, w.offset) and not is_whole(w, s, &r):
+                if look_ahead(w, s, data_end):
+                    continue
                 # Never known to be on the disk, and its beginning or its end is not: none of it counts.
                 return take(w, SPAN_BROKEN, w.offset, span)
             if r.flags & RECORD_KIND == RECORD_MARK:
@@ -233,6 +254,8 @@ cdef SpanKind walk_step(Walk w, Segment s, uint64_t data_end, bint last, Span* s
         if w.batch < w.offset and is_proven(w, s, w.offset):
             # All of the batch was on the disk once: what is good of it counts.
             return take(w, SPAN_GOOD, w.offset, span)
+        if w.batch < w.offset and look_ahead(w, s, data_end):
+            continue
         after = next_good(w, s, w.offset + 1, data_end) if w.offset < data_end else data_end
         if after == data_end and last and not is_proven(w, s, w.batch):
             take(w, SPAN_TORN, data_end, span)

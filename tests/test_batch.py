@@ -122,6 +122,23 @@ class CutTest(StoreCase):
         self.assertRaises(kvcore.CorruptionError, store.get, b"k0")
         self.assertEqual([store.get(b"k%d" % i) for i in range(1, OPERATIONS)], list(self.new.values())[1:])
 
+    def test_records_of_a_batch_that_a_later_mark_proves_count_one_by_one(self):
+        """Nothing older comes back in the place of what was acknowledged and synced."""
+        mark = forge(seed_of(self.content), 1700000000000 << 20, b"", struct.pack("<QI", 1, len(self.content)), flags=0x10)
+        for number, (offset, size, _, key, _) in enumerate(records(self.content)[2:2 + OPERATIONS]):
+            bad = bytearray(self.content + mark)
+            bad[offset + size - 1] ^= 1
+            with open(self.path, "wb") as f:
+                f.write(bad)
+            self.forget_checkpoint()
+            store = self.open()
+            self.assertRaises(kvcore.CorruptionError, store.get, key)
+            found = [store.get(b"k%d" % i) for i in range(OPERATIONS) if i != number]
+            self.assertEqual(found, [b"new%d" % i for i in range(OPERATIONS) if i != number])
+            self.assertIsNone(store.get(b"before"))
+            self.assertEqual(store.recovery["damaged_ranges"], 1)
+            store.close()
+
 
 class CutAfterCompactionTest(StoreCase):
     """The segments that a compaction made have higher numbers than the one being written; they prove nothing about it."""
