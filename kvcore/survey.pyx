@@ -8,7 +8,7 @@ from kvcore.checkpoint cimport checkpoint_covered, checkpoint_load
 from kvcore.expiry cimport deadlines_sweep
 from kvcore.files cimport files_list, files_read, files_read_all
 from kvcore.hashindex cimport index_find, index_hash
-from kvcore.log cimport log_add_segment, log_now
+from kvcore.log cimport log_add_segment
 from kvcore.order cimport order_load, order_path
 from kvcore.record cimport RECORD_COMPRESSED, RECORD_HEADER, RECORD_KIND, RECORD_TOMBSTONE, record_decode
 from kvcore.replay cimport replay_finish, replay_note_covered, replay_plan, replay_segment
@@ -439,7 +439,7 @@ cdef bint live_next(Live live, Record* r) except -1:
             record_decode(walk_fetch(live.walk, s, offset, RECORD_HEADER, s.allocated), s.allocated - offset, r)
             record_decode(walk_fetch(live.walk, s, offset, r.size, s.allocated), s.allocated - offset, r)
             live.at += r.size
-            if r.flags & (RECORD_KIND | RECORD_TOMBSTONE) or 0 < r.expires_at <= log_now(survey.log):
+            if r.flags & (RECORD_KIND | RECORD_TOMBSTONE):
                 continue
             hash = index_hash(survey.index, r.key.ptr, r.key.len)
             if index_find(survey.index, hash, s.slot, <uint32_t>offset) != NULL:
