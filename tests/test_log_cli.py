@@ -5,9 +5,12 @@ import os
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
+
+import crc32c
 
 import kvcore
 from kvcore.history import History
@@ -82,6 +85,17 @@ class PastTest(HistoryCase):
         found = self.ascending(History(self.dir).past())
         last = {operation.key: operation for operation in found}
         self.assertEqual({key for key, operation in last.items() if not operation.deleted}, set(alive))
+
+    def test_compacted_segment_whose_times_go_back(self):
+        """As one that was made of two sources, the younger one first."""
+        self.write([(b"k%03d" % i, os.urandom(1000)) for i in range(120)], segment_size=SMALL)
+        expected = told(History(self.dir).past())
+        path = self.segment_paths()[0]
+        content = self.read(path)
+        middle = records(content)[20][0]
+        head = content[:12] + b"\1" + content[13:60]
+        self.damage(path, head + struct.pack("<I", crc32c.crc32c(head)) + content[middle:] + content[64:middle])
+        self.assertEqual(told(self.ascending(History(self.dir).past())), expected)
 
     def test_copies_beside_their_originals(self):
         store = self.open(segment_size=SMALL)
