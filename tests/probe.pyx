@@ -6,6 +6,7 @@ from kvcore.record cimport crc32c_of
 from kvcore.types cimport Location, uint8_t
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdlib cimport free
 
 
 def append(ByteBuf b not None, bytes data not None):
@@ -194,3 +195,90 @@ cdef int hooked_lock(void* ctx, int fd) noexcept nogil:
     with gil:
         said = ask(ctx, "lock", fd)
         return <int>said if said <= 0 else (<HookedFiles>ctx).real.lock(ctx, fd)
+
+
+cdef class Calls:
+    """The functions of a file table, for Python: results as they are, below zero -errno; pread and list: bytes."""
+
+    cdef Files files
+
+    def __cinit__(self, Files files not None):
+        self.files = files
+
+    def open(self, bytes path, int flags):
+        return self.files.call.open(self.files.ctx, path, flags, 0o600)
+
+    def close(self, int fd):
+        return self.files.call.close(self.files.ctx, fd)
+
+    def pread(self, int fd, size_t n, uint64_t offset):
+        cdef bytearray content = bytearray(n)
+        cdef char* dst = content
+        cdef ssize_t got = self.files.call.pread(self.files.ctx, fd, dst, n, offset)
+        return got if got < 0 else bytes(content[:got])
+
+    def pwrite(self, int fd, bytes content, uint64_t offset):
+        return self.files.call.pwrite(self.files.ctx, fd, <const char*>content, len(content), offset)
+
+    def fdatasync(self, int fd):
+        return self.files.call.fdatasync(self.files.ctx, fd)
+
+    def fsync_dir(self, bytes path):
+        return self.files.call.fsync_dir(self.files.ctx, path)
+
+    def rename(self, bytes source, bytes target):
+        return self.files.call.rename(self.files.ctx, source, target)
+
+    def unlink(self, bytes path):
+        return self.files.call.unlink(self.files.ctx, path)
+
+    def mkdir(self, bytes path):
+        return self.files.call.mkdir(self.files.ctx, path)
+
+    def rmdir(self, bytes path):
+        return self.files.call.rmdir(self.files.ctx, path)
+
+    def ftruncate(self, int fd, uint64_t size):
+        return self.files.call.ftruncate(self.files.ctx, fd, size)
+
+    def fallocate(self, int fd, uint64_t offset, uint64_t n):
+        return self.files.call.fallocate(self.files.ctx, fd, offset, n)
+
+    def size(self, int fd):
+        return self.files.call.size(self.files.ctx, fd)
+
+    def lock(self, int fd):
+        return self.files.call.lock(self.files.ctx, fd)
+
+    def is_at(self, int fd, bytes path):
+        return self.files.call.is_at(self.files.ctx, fd, path)
+
+    def list(self, bytes path):
+        cdef char* names = NULL
+        cdef size_t size = 0
+        cdef int result = self.files.call.list(self.files.ctx, path, &names, &size)
+        if result < 0:
+            return result
+        try:
+            return sorted(name for name in names[:size].split(b"\0") if name not in (b"", b".", b".."))
+        finally:
+            free(names)
+
+
+cdef class Mapping:
+    """n bytes of an open file, mapped until this object goes."""
+
+    cdef Files files
+    cdef const uint8_t* address
+    cdef size_t n
+
+    def __cinit__(self, Files files not None, int fd, size_t n):
+        self.files = files
+        self.n = n
+        self.address = files.call.map(files.ctx, fd, n)
+
+    def read(self, size_t start, size_t end):
+        return self.address[start:end]
+
+    def __dealloc__(self):
+        self.files.call.unmap(self.files.ctx, self.address, self.n)

@@ -1,0 +1,587 @@
+"""A file table in memory that knows what is on the disk: it can lose power, be killed, and fail any call.
+
+    names     what the kernel shows      a file:  data     what the kernel shows, and every mapping of it
+      ^                                             ^
+      | changes since the last                      | changes since the last
+      | fsync of their directory                    | fdatasync of the file
+    durable   what the disk has                   durable  what the disk has
+
+A change is a write, a cut or growth of one file, or one entry of a directory that is set or removed (both at once by a
+rename within a directory). fdatasync makes a file's content and size durable but not its name; fsync_dir makes names
+durable but no content. What was changed since may or may not be on the disk after a loss of power, each change by itself,
+and a write in parts. After a sync that failed the changes before it stay in the kernel and never reach the disk, as when
+the kernel drops the pages.
+
+Limits: a file has at most 128 MiB. Reading a mapping beyond the end of its file gives zeros instead of SIGBUS.
+Thread: any; each call holds the GIL.
+"""
+cimport cython
+from libc.errno cimport EAGAIN, EBADF, EEXIST, EFBIG, EISDIR, ENOENT, ENOMEM, ENOTDIR, ENOTEMPTY
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport malloc
+from libc.string cimport memcpy, memset
+from posix.fcntl cimport O_CREAT, O_EXCL, O_TRUNC
+
+from kvcore.files cimport Files
+from kvcore.types cimport uint8_t
+
+
+cdef extern from "<sys/mman.h>" nogil:
+    void* mmap(void* address, size_t n, int protection, int flags, int fd, long long offset)
+    int munmap(void* address, size_t n)
+    enum: PROT_READ
+    enum: PROT_WRITE
+    enum: MAP_PRIVATE
+    enum: MAP_ANONYMOUS
+    enum: MAP_NORESERVE
+    void* MAP_FAILED
+
+
+cdef enum:
+    LARGEST = 1 << 27           # bytes of a file: the address space that each one has
+    FIRST_FD = 1 << 20          # above what the kernel gives out
+
+SHORT = -1                      # for fail(): half of what was asked is read or written
+SECTOR, PAGE = 512, 4096        # a write is torn at multiples of one of them
+
+
+# A file, or a directory.
+cdef class Node:
+    cdef uint8_t* data              # NULL: a directory
+    cdef uint64_t size
+    cdef bytes durable
+    cdef list changes               # (offset, bytes), or (size, None): cut
+    cdef int mapped                 # mappings
+    cdef int holder                 # descriptor that holds the lock; 0: none
+
+    def __dealloc__(self):
+        if self.data != NULL:
+            munmap(self.data, LARGEST)
+
+
+cdef Node new_directory():
+    cdef Node node = Node()
+    node.durable = b""
+    node.changes = []
+    return node
+
+
+# A file with this content in the kernel. Raises MemoryError.
+cdef Node new_file(const uint8_t* content, size_t n):
+    cdef Node node = new_directory()
+    cdef void* address = mmap(
+        NULL, LARGEST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if address == MAP_FAILED:
+        raise MemoryError()
+    node.data = <uint8_t*>address
+    node.size = n
+    if n:
+        memcpy(node.data, content, n)
+    return node
+
+
+# The file as it is after these changes of its content.
+cdef bytes changed(bytes content, list changes):
+    cdef bytearray result = bytearray(content)
+    for at, data in changes:
+        if data is None:
+            if at < len(result):
+                del result[at:]
+            else:
+                result.extend(bytes(at - len(result)))
+        else:
+            if at > len(result):
+                result.extend(bytes(at - len(result)))
+            result[at:at + len(data)] = data
+    return bytes(result)
+
+
+# A change split into the parts that can reach the disk each by itself: the size, and the data between multiples of `grain`.
+cdef list parts_of(list changes, int grain):
+    cdef list parts = []
+    for change in changes:
+        at, data = change
+        if not data:
+            parts.append(change)
+            continue
+        end = at + len(data)
+        parts.append((end, b""))
+        cuts = [at, *range(at - at % grain + grain, end, grain), end]
+        for i in range(len(cuts) - 1):
+            parts.append((cuts[i], data[cuts[i] - at:cuts[i + 1] - at]))
+    return parts
+
+
+# Those of the changes whose bit in keep(how many there are) is set.
+cdef list chosen(list changes, keep):
+    if not changes:
+        return changes
+    bits = keep(len(changes))
+    return [change for i, change in enumerate(changes) if bits >> i & 1]
+
+
+cdef int apply_entries(dict names, list changes) except -1:
+    for removed, added, node in changes:
+        names.pop(removed, None)
+        if added is not None:
+            names[added] = node
+    return 0
+
+
+cdef inline bytes parent_of(bytes path):
+    return path.rpartition(b"/")[0] or b"/"
+
+
+@cython.no_gc_clear             # stores that are let go without close still close their files
+cdef class CrashFiles(Files):
+    """A file system in memory with one directory, "/". Paths are absolute bytes.
+
+    calls: dict of str to int, how often each function of the table was called; mutations: how many calls that change
+    something there were (int). now: the clock, unix milliseconds (int). watch: called with the name of each such call
+    before it happens; must not raise.
+    """
+
+    cdef dict names                 # path to Node
+    cdef dict durable
+    cdef dict changes               # path of a directory to a list of (path removed, path set or None, Node)
+    cdef dict open_files            # descriptor to Node
+    cdef dict mappings              # address to Node
+    cdef int last_fd
+    cdef list faults                # of [call, calls until then, errno or SHORT, forever]
+    cdef readonly dict calls
+    cdef readonly uint64_t mutations
+    cdef public object watch
+    cdef public int64_t now
+
+    def __cinit__(self):
+        self.ctx = <void*>self
+        self.call.open = crash_open
+        self.call.close = crash_close
+        self.call.pread = crash_pread
+        self.call.pwrite = crash_pwrite
+        self.call.fdatasync = crash_fdatasync
+        self.call.fsync_dir = crash_fsync_dir
+        self.call.rename = crash_rename
+        self.call.unlink = crash_unlink
+        self.call.mkdir = crash_mkdir
+        self.call.rmdir = crash_rmdir
+        self.call.ftruncate = crash_ftruncate
+        self.call.fallocate = crash_fallocate
+        self.call.size = crash_size
+        self.call.map = crash_map
+        self.call.unmap = crash_unmap
+        self.call.list = crash_list
+        self.call.lock = crash_lock
+        self.call.is_at = crash_is_at
+        self.call.clock = crash_clock
+        root = new_directory()
+        self.names = {b"/": root}
+        self.durable = {b"/": root}
+        self.changes = {}
+        self.open_files = {}
+        self.mappings = {}
+        self.last_fd = FIRST_FD
+        self.faults = []
+        self.calls = {}
+        self.now = 1_800_000_000_000
+
+    # ---- for the tests
+
+    def fail(self, call, at, code, forever=False):
+        """Have the at-th (int, from 1) such call from now on fail with `code` (errno), or do half of its work (SHORT).
+
+        call: a name as in `calls`, or None: any that changes something. forever: every later one fails as well.
+        """
+        self.faults.append([call, at, code, forever])
+
+    def heal(self):
+        """Forget what fail() was told."""
+        self.faults.clear()
+
+    def unsynced(self, grain=PAGE):
+        """How many parts of changes the disk may or may not have (int)."""
+        nodes = {node for node in self.durable.values()} | {
+            node for changes in self.changes.values() for _, _, node in changes if node is not None}
+        return sum(len(changes) for changes in self.changes.values()) + sum(
+            len(parts_of((<Node>node).changes, grain)) for node in nodes)
+
+    def after_kill(self):
+        """A CrashFiles as it is when the process has died: all that the kernel knows, no descriptors, no locks."""
+        cdef CrashFiles after = CrashFiles()
+        cdef dict copies = {None: None}
+        after.now = self.now
+        after.names = {path: copy_of(node, copies) for path, node in self.names.items()}
+        after.durable = {path: copy_of(node, copies) for path, node in self.durable.items()}
+        after.changes = {
+            directory: [(removed, added, copy_of(node, copies)) for removed, added, node in changes]
+            for directory, changes in self.changes.items()}
+        return after
+
+    def after_power_loss(self, keep, grain=PAGE):
+        """A CrashFiles as it is when the power has gone: what was synced, and of each file's or directory's unsynced changes
+        those that `keep` says.
+
+        keep: called with the number of parts (int) of one file or directory, in the order in which they were made; returns
+        an int whose bits say which of them reached the disk. grain: bytes, SECTOR or PAGE, at whose multiples a write tears.
+        """
+        cdef CrashFiles after = CrashFiles()
+        cdef dict names = dict(self.durable), copies = {}
+        cdef Node node, copy
+        cdef bytes content
+        after.now = self.now
+        for changes in self.changes.values():
+            apply_entries(names, chosen(changes, keep))
+        for path in sorted(names):
+            node = names[path]
+            if path == b"/" or parent_of(path) not in after.names:
+                continue
+            copy = copies.get(node)
+            if copy is None and node.data == NULL:
+                copy = new_directory()
+            elif copy is None:
+                content = changed(node.durable, chosen(parts_of(node.changes, grain), keep))
+                copy = new_file(content, len(content))
+                copy.durable = content
+            after.names[path] = copies[node] = copy
+        after.durable = dict(after.names)
+        return after
+
+    def paths(self):
+        """The paths of all files (list of bytes)."""
+        return [path for path, node in self.names.items() if (<Node>node).data != NULL]
+
+    def read(self, path):
+        """The content of a file (bytes) as the kernel shows it."""
+        cdef Node node = self.names[path]
+        return node.data[:node.size]
+
+    def flip(self, path, uint64_t bit):
+        """Turn one bit of a file around, on the disk and in the kernel; the lowest of the first byte is 0."""
+        cdef Node node = self.names[path]
+        node.data[bit // 8] ^= <uint8_t>(1 << bit % 8)
+        node.durable = node.data[:node.size]
+
+    def cut(self, path, uint64_t size):
+        """End a file after `size` bytes, on the disk and in the kernel."""
+        cdef Node node = self.names[path]
+        memset(node.data + size, 0, node.size - size)
+        node.size = size
+        node.durable = node.data[:size]
+
+    # ---- the calls
+
+    # Count the call. 0: it happens; 1: half of it does; below zero: it fails so.
+    cdef int enter(self, str call, bint mutating) noexcept:
+        cdef int said = 0
+        self.calls[call] = self.calls.get(call, 0) + 1
+        if mutating:
+            self.mutations += 1
+            if self.watch is not None:
+                self.watch(call)
+        for fault in self.faults:
+            if fault[0] == call or (mutating and fault[0] is None):
+                fault[1] -= 1
+                if said == 0 and (fault[1] == 0 or (fault[1] < 0 and fault[3])):
+                    said = 1 if fault[2] == SHORT else -<int>fault[2]
+        return said
+
+    cdef int set_entry(self, bytes directory, bytes removed, bytes added, Node node) noexcept:
+        cdef list change = [(removed, added, node)]
+        apply_entries(self.names, change)
+        self.changes.setdefault(directory, []).extend(change)
+        return 0
+
+    cdef int open_file(self, bytes path, int flags) noexcept:
+        cdef Node node = self.names.get(path)
+        cdef bint creates = node is None and flags & O_CREAT
+        cdef bint cuts = node is not None and flags & O_TRUNC
+        cdef int said = self.enter("open", creates or cuts)
+        if said < 0:
+            return said
+        if node is None and not creates:
+            return -ENOENT
+        if node is not None and flags & O_CREAT and flags & O_EXCL:
+            return -EEXIST
+        if node is not None and node.data == NULL:
+            return -EISDIR
+        if creates:
+            if parent_of(path) not in self.names:
+                return -ENOENT
+            try:
+                node = new_file(NULL, 0)
+            except MemoryError:
+                return -ENOMEM
+            self.set_entry(parent_of(path), None, path, node)
+        elif cuts:
+            resize(node, 0)
+        self.last_fd += 1
+        self.open_files[self.last_fd] = node
+        return self.last_fd
+
+    cdef int close_file(self, int fd) noexcept:
+        cdef Node node = self.open_files.pop(fd, None)
+        if node is None:
+            return -EBADF
+        if node.holder == fd:
+            node.holder = 0
+        return min(self.enter("close", False), 0)
+
+    cdef ssize_t read_file(self, int fd, void* dst, size_t n, uint64_t offset) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        cdef int said = self.enter("pread", False)
+        if said < 0 or node is None:
+            return min(said, -EBADF if node is None else 0)
+        n = 0 if offset >= node.size else min(<uint64_t>n, node.size - offset)
+        if said == 1:
+            n = (n + 1) // 2
+        memcpy(dst, node.data + offset, n)
+        return n
+
+    cdef ssize_t write_file(self, int fd, const void* src, size_t n, uint64_t offset) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        cdef int said = self.enter("pwrite", True)
+        if said < 0:
+            return said
+        if node is None:
+            return -EBADF
+        if offset > LARGEST or n > LARGEST - offset:
+            return -EFBIG
+        if said == 1:
+            n = (n + 1) // 2
+        if n == 0:
+            return 0
+        memcpy(node.data + offset, src, n)
+        node.size = max(node.size, offset + n)
+        node.changes.append((offset, (<const char*>src)[:n]))
+        return n
+
+    cdef int sync_file(self, int fd) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        cdef int said = self.enter("fdatasync", True)
+        if node is None:
+            return -EBADF
+        if said >= 0:
+            node.durable = changed(node.durable, node.changes)
+        node.changes = []
+        return min(said, 0)
+
+    cdef int sync_directory(self, bytes path) noexcept:
+        cdef int said = self.enter("fsync_dir", True)
+        if path not in self.names:
+            return -ENOENT
+        changes = self.changes.pop(path, [])
+        if said >= 0:
+            apply_entries(self.durable, changes)
+        return min(said, 0)
+
+    cdef int rename_file(self, bytes source, bytes target) noexcept:
+        cdef int said = self.enter("rename", True)
+        cdef Node node = self.names.get(source)
+        if said < 0:
+            return said
+        if node is None or parent_of(target) not in self.names:
+            return -ENOENT
+        if node.data == NULL:
+            return -EISDIR
+        if parent_of(source) == parent_of(target):
+            return self.set_entry(parent_of(source), source, target, node)
+        self.set_entry(parent_of(target), None, target, node)
+        return self.set_entry(parent_of(source), source, None, None)
+
+    cdef int remove(self, str call, bytes path) noexcept:
+        cdef int said = self.enter(call, True)
+        cdef Node node = self.names.get(path)
+        if said < 0:
+            return said
+        if node is None:
+            return -ENOENT
+        if (node.data == NULL) != (call == "rmdir"):
+            return -EISDIR if node.data == NULL else -ENOTDIR
+        if any([parent_of(other) == path for other in self.names]):
+            return -ENOTEMPTY
+        return self.set_entry(parent_of(path), path, None, None)
+
+    cdef int make_directory(self, bytes path) noexcept:
+        cdef int said = self.enter("mkdir", True)
+        if said < 0:
+            return said
+        if path in self.names:
+            return -EEXIST
+        if parent_of(path) not in self.names:
+            return -ENOENT
+        return self.set_entry(parent_of(path), None, path, new_directory())
+
+    # Set the size of a file, or make sure that it has at least that.
+    cdef int set_size(self, str call, int fd, uint64_t size, bint at_least) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        cdef int said = self.enter(call, True)
+        if said < 0:
+            return said
+        if node is None:
+            return -EBADF
+        if size > LARGEST:
+            return -EFBIG
+        if not at_least or size > node.size:
+            resize(node, size)
+        return 0
+
+    cdef int64_t size_of(self, int fd) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        return -EBADF if node is None else <int64_t>node.size
+
+    cdef int list_names(self, bytes path, char** names, size_t* size) noexcept:
+        cdef int said = self.enter("list", False)
+        cdef bytes block
+        if said < 0:
+            return said
+        if path not in self.names:
+            return -ENOENT
+        block = b"".join([name.rpartition(b"/")[2] + b"\0" for name in self.names
+                          if name != b"/" and parent_of(name) == path])
+        names[0] = <char*>malloc(max(<size_t>len(block), <size_t>1))
+        if names[0] == NULL:
+            return -ENOMEM
+        size[0] = len(block)
+        memcpy(names[0], <const char*>block, len(block))
+        return 0
+
+    cdef int lock_file(self, int fd) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        cdef int said = self.enter("lock", False)
+        if said < 0:
+            return said
+        if node is None:
+            return -EBADF
+        if node.holder not in (0, fd):
+            return -EAGAIN
+        node.holder = fd
+        return 0
+
+    cdef const uint8_t* map_file(self, int fd, size_t n) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        if self.enter("map", False) < 0 or node is None or n > LARGEST:
+            return NULL
+        node.mapped += 1
+        self.mappings[<size_t>node.data] = node
+        return node.data
+
+    cdef void unmap_file(self, const uint8_t* address) noexcept:
+        cdef Node node = self.mappings[<size_t>address]
+        node.mapped -= 1
+        if node.mapped == 0:
+            del self.mappings[<size_t>address]
+
+
+cdef void resize(Node node, uint64_t size) noexcept:
+    if size < node.size:
+        memset(node.data + size, 0, node.size - size)
+    # An empty write grows a file as a size does, but never cuts it when changes before it are lost.
+    node.changes.append((size, b"" if size > node.size else None))
+    node.size = size
+
+
+cdef Node copy_of(Node node, dict copies):
+    cdef Node copy = copies.get(node)
+    if copy is None and node is not None:
+        copy = new_directory() if node.data == NULL else new_file(node.data, node.size)
+        copy.durable = node.durable
+        copy.changes = list(node.changes)
+        copies[node] = copy
+    return copy
+
+
+# ---- the table
+
+cdef int crash_open(void* ctx, const char* path, int flags, int mode) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).open_file(path, flags)
+
+
+cdef int crash_close(void* ctx, int fd) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).close_file(fd)
+
+
+cdef ssize_t crash_pread(void* ctx, int fd, void* dst, size_t n, uint64_t offset) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).read_file(fd, dst, n, offset)
+
+
+cdef ssize_t crash_pwrite(void* ctx, int fd, const void* src, size_t n, uint64_t offset) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).write_file(fd, src, n, offset)
+
+
+cdef int crash_fdatasync(void* ctx, int fd) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).sync_file(fd)
+
+
+cdef int crash_fsync_dir(void* ctx, const char* path) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).sync_directory(path)
+
+
+cdef int crash_rename(void* ctx, const char* source, const char* target) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).rename_file(source, target)
+
+
+cdef int crash_unlink(void* ctx, const char* path) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).remove("unlink", path)
+
+
+cdef int crash_mkdir(void* ctx, const char* path) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).make_directory(path)
+
+
+cdef int crash_rmdir(void* ctx, const char* path) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).remove("rmdir", path)
+
+
+cdef int crash_ftruncate(void* ctx, int fd, uint64_t size) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).set_size("ftruncate", fd, size, False)
+
+
+cdef int crash_fallocate(void* ctx, int fd, uint64_t offset, uint64_t n) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).set_size("fallocate", fd, offset + n, True)
+
+
+cdef int64_t crash_size(void* ctx, int fd) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).size_of(fd)
+
+
+cdef const uint8_t* crash_map(void* ctx, int fd, size_t n) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).map_file(fd, n)
+
+
+cdef void crash_unmap(void* ctx, const uint8_t* address, size_t n) noexcept nogil:
+    with gil:
+        (<CrashFiles>ctx).unmap_file(address)
+
+
+cdef int crash_list(void* ctx, const char* path, char** names, size_t* size) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).list_names(path, names, size)
+
+
+cdef int crash_lock(void* ctx, int fd) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).lock_file(fd)
+
+
+cdef int crash_is_at(void* ctx, int fd, const char* path) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).open_files.get(fd) is (<CrashFiles>ctx).names.get(path)
+
+
+cdef int64_t crash_clock(void* ctx) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).now
