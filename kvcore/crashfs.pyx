@@ -466,7 +466,9 @@ cdef class CrashFiles(Files):
         return node.data
 
     cdef void unmap_file(self, const uint8_t* address) noexcept:
-        cdef Node node = self.mappings[<size_t>address]
+        cdef Node node = self.mappings.get(<size_t>address)
+        if node is None:            # the garbage collector came first
+            return
         node.mapped -= 1
         if node.mapped == 0:
             del self.mappings[<size_t>address]

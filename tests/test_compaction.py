@@ -6,6 +6,7 @@ import resource
 import shutil
 
 import kvcore
+from kvcore.crashfs import CrashFiles
 from tests.probe import HandFiles
 from tests.support import StoreCase
 from tests.test_recovery import SMALL, records
@@ -350,3 +351,32 @@ class CompressionTest(CompactionCase):
         with open(path, "rb") as f:
             content = f.read()
         return [r for r in records(content) if r[3]]
+
+
+class ProofTest(CompactionCase):
+    """A compaction's copies have higher ids than the segment that is written on: they prove nothing of it."""
+
+    def check_torn(self, checkpoint):
+        self.dir = "/store"
+        files = CrashFiles()
+        store = self.open(files=files)
+        for i in range(70):
+            store.put(b"k%d" % i, bytes(1000))
+        store.flush()
+        store.drive(store.compaction_of(store.sealed_ids()))
+        store.close()
+        if not checkpoint:
+            files.cut(b"/store/index.ckpt", 0)
+        store = self.open(files=files)
+        store.apply([(b"k0", bytes(5000), None), (b"k1", None, None)])
+        store.flush()
+        # The size and the last page of the write reach the disk, the beginning does not.
+        store = self.open(files=files.after_power_loss(lambda parts: 1 | 1 << parts - 1))
+        self.assertEqual(store.recovery["checkpoint"], checkpoint)
+        self.assertEqual((store.get(b"k0"), store.get(b"k1")), (bytes(1000), bytes(1000)))
+
+    def test_batch_whose_beginning_is_lost_is_no_batch_with_a_checkpoint(self):
+        self.check_torn(True)
+
+    def test_batch_whose_beginning_is_lost_is_no_batch_without_a_checkpoint(self):
+        self.check_torn(False)
