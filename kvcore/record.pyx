@@ -59,7 +59,9 @@ cdef int record_verify(const uint8_t* data, const Record* r, uint32_t seed) exce
 
 
 cdef int64_t record_wrong_bit(const uint8_t* data, size_t n, uint32_t seed) except? -2:
-    cdef uint32_t stored, contribution = 0x82F63B78     # of the last bit: the polynomial, reflected
+    # The polynomial, reflected, in a variable: as a literal it is too large for Cython to take it for a C integer.
+    cdef uint32_t polynomial = 0x82F63B78
+    cdef uint32_t stored, contribution = polynomial     # of the last bit
     cdef uint64_t back
     memcpy(&stored, data, 4)
     cdef uint32_t syndrome = stored ^ <uint32_t>crc32c_of(data + 4, n - 4, seed)
@@ -71,7 +73,7 @@ cdef int64_t record_wrong_bit(const uint8_t* data, size_t n, uint32_t seed) exce
     for back in range(8 * <uint64_t>(n - 4)):
         if contribution == syndrome:
             return <int64_t>(8 * <uint64_t>n - 8 * (back // 8 + 1) + 7 - back % 8)
-        contribution = contribution >> 1 ^ (0x82F63B78 if contribution & 1 else 0)
+        contribution = contribution >> 1 ^ (polynomial if contribution & 1 else 0)
     return -1
 
 
