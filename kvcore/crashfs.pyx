@@ -148,6 +148,7 @@ cdef class CrashFiles(Files):
     cdef dict mappings              # address to Node
     cdef int last_fd
     cdef list faults                # of [call, calls until then, errno or SHORT, forever]
+    cdef bint drops                 # does a sync that fails now lose what it should have put on the disk?
     cdef readonly dict calls
     cdef readonly uint64_t mutations
     cdef public object watch
@@ -190,7 +191,8 @@ cdef class CrashFiles(Files):
     def fail(self, call, at, code, forever=False):
         """Have the at-th (int, from 1) such call from now on fail with `code` (errno), or do half of its work (SHORT).
 
-        call: a name as in `calls`, or None: any that changes something. forever: every later one fails as well.
+        call: a name as in `calls`, or None: any that changes something. forever: every later one fails as well; with None
+        that is as if the process had died.
         """
         self.faults.append([call, at, code, forever])
 
@@ -256,17 +258,15 @@ cdef class CrashFiles(Files):
         return node.data[:node.size]
 
     def flip(self, path, uint64_t bit):
-        """Turn one bit of a file around, on the disk and in the kernel; the lowest of the first byte is 0."""
+        """Turn one bit of what the kernel has of a file; the lowest of the first byte is 0."""
         cdef Node node = self.names[path]
         node.data[bit // 8] ^= <uint8_t>(1 << bit % 8)
-        node.durable = node.data[:node.size]
 
     def cut(self, path, uint64_t size):
-        """End a file after `size` bytes, on the disk and in the kernel."""
+        """End what the kernel has of a file after `size` bytes."""
         cdef Node node = self.names[path]
-        memset(node.data + size, 0, node.size - size)
-        node.size = size
-        node.durable = node.data[:size]
+        if size < node.size:
+            resize(node, size)
 
     # ---- the calls
 
@@ -283,6 +283,7 @@ cdef class CrashFiles(Files):
                 fault[1] -= 1
                 if said == 0 and (fault[1] == 0 or (fault[1] < 0 and fault[3])):
                     said = 1 if fault[2] == SHORT else -<int>fault[2]
+                    self.drops = fault[0] is not None
         return said
 
     cdef int set_entry(self, bytes directory, bytes removed, bytes added, Node node) noexcept:
@@ -362,16 +363,18 @@ cdef class CrashFiles(Files):
             return -EBADF
         if said >= 0:
             node.durable = changed(node.durable, node.changes)
-        node.changes = []
+        if said >= 0 or self.drops:
+            node.changes = []
         return min(said, 0)
 
     cdef int sync_directory(self, bytes path) noexcept:
         cdef int said = self.enter("fsync_dir", True)
         if path not in self.names:
             return -ENOENT
-        changes = self.changes.pop(path, [])
         if said >= 0:
-            apply_entries(self.durable, changes)
+            apply_entries(self.durable, self.changes.get(path, []))
+        if said >= 0 or self.drops:
+            self.changes.pop(path, None)
         return min(said, 0)
 
     cdef int rename_file(self, bytes source, bytes target) noexcept:
@@ -424,6 +427,10 @@ cdef class CrashFiles(Files):
         if not at_least or size > node.size:
             resize(node, size)
         return 0
+
+    cdef int is_file_at(self, int fd, bytes path) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        return -EBADF if node is None else node is self.names.get(path)
 
     cdef int64_t size_of(self, int fd) noexcept:
         cdef Node node = self.open_files.get(fd)
@@ -581,7 +588,7 @@ cdef int crash_lock(void* ctx, int fd) noexcept nogil:
 
 cdef int crash_is_at(void* ctx, int fd, const char* path) noexcept nogil:
     with gil:
-        return (<CrashFiles>ctx).open_files.get(fd) is (<CrashFiles>ctx).names.get(path)
+        return (<CrashFiles>ctx).is_file_at(fd, path)
 
 
 cdef int64_t crash_clock(void* ctx) noexcept nogil:
