@@ -16,6 +16,7 @@ from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_s
 from kvcore.replay cimport Replay, replay_finish, replay_note_covered, replay_plan, replay_segment
 from kvcore.segment cimport (
     SEGMENT_HEADER, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
+from kvcore.types cimport uint8_t
 from kvcore.walk cimport Walk, walk_finds_record
 
 from kvcore import manifest
@@ -215,7 +216,7 @@ cdef list settle_unlisted(Log log, list lines, set listed):
         if match is None or int(match[1]) in listed:
             continue
         log.next_id = max(log.next_id, <uint32_t>int(match[1]) + 1)
-        if file_size(log.files, path) >= SEGMENT_HEADER:
+        if has_header(log.files, path):
             # Refuses when it is another store's: only what this store left behind is touched.
             segment = segment_open(log.files, log.path, int(match[1]), log.store_id)
             # What the manifest knew of and does not list was dropped on purpose; what is younger never held records, unless
@@ -263,11 +264,15 @@ cdef str set_aside(Log log, bytes name):
             "was an old MANIFEST put back?")
 
 
-cdef int64_t file_size(Files files, bytes path) except -1:
+# Is it more than the beginning of making a segment? What was written of it may not have reached the disk: then the file is
+# short, or all zeros.
+cdef bint has_header(Files files, bytes path) except -1:
+    cdef uint8_t content[SEGMENT_HEADER + 1]
     cdef int fd = <int>files_check(files.call.open(files.ctx, path, O_RDONLY, 0), "open", path)
-    cdef int64_t size = files.call.size(files.ctx, fd)
+    cdef int64_t got = files_read(files, fd, content, sizeof(content), 0)
     files.call.close(files.ctx, fd)
-    return files_check(size, "examine", path)
+    files_check(got, "read", path)
+    return got > SEGMENT_HEADER or (got == SEGMENT_HEADER and any(content[:SEGMENT_HEADER]))
 
 
 cdef int open_segment(Log log, dict line) except -1:

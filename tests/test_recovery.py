@@ -372,7 +372,8 @@ class HistoryTest(CrashCase):
         header[16:24] = (9).to_bytes(8, "little")
         leftover = bytes(header) + crc32c.crc32c(bytes(header)).to_bytes(4, "little")
         path = os.path.join(self.dir, "0000000009.seg")
-        for content in (leftover, leftover[:30], b"", leftover + bytes(1000), leftover + b"garbage" * 100):
+        for content in (
+                leftover, leftover[:30], b"", bytes(len(leftover)), leftover + bytes(1000), leftover + b"garbage" * 100):
             self.damage(path, content)
             store = self.open()
             self.assertEqual((dict(store.items()), store.recovery["messages"]), ({b"a": b"1"}, []))
