@@ -328,8 +328,8 @@ cdef int finish_writing(Store s) except -1:
         log_finish(s.log)
         if s.log.broken is None:
             s.sync()
-    if s.log.broken is not None:
-        return 0
+    # Sealing does not raise: whoever closes must not take for durable what it could not sync.
+    log_check_writable(s.log)
     if s.compaction.unlisted:
         # What somebody else drove, and left: records that the index finds there must be listed.
         s.drive(s.compaction.publish(s.log, s.index, s.deadlines, [], unfinished(s.log)))

@@ -226,6 +226,14 @@ class FailedSyncTest(FaultCase):
         seal.run()
         self.assertEqual(self.calls, [])
 
+    def test_close_whose_sealing_fails_tells_that_it_did_not_sync(self):
+        store, _ = self.rotated()
+        self.fail_at["ftruncate", "0000000001.seg"] = errno.EIO
+        self.calls.clear()
+        self.assertRaises(kvcore.ReadOnlyError, store.close)
+        self.assertNotIn(("fdatasync", "0000000002.seg"), self.calls)
+        self.assertEqual(store.state, "closed")
+
     def test_close_syncs_what_was_written_before_a_flush_that_fails(self):
         store = self.open_hooked(autoflush=False)
         store.put(b"a", b"1")
