@@ -3,16 +3,17 @@ import os
 from libc.string cimport memcpy
 from posix.fcntl cimport O_CREAT, O_TRUNC, O_WRONLY
 
-from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear
+from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.expiry cimport deadlines_add, deadlines_reserve
 from kvcore.files cimport Files, files_check, files_write
 from kvcore.hashindex cimport Entry, index_find, index_hash, index_insert, index_remove
 from kvcore.log cimport log_copy, log_segment
 from kvcore.lookup cimport NOT_FOUND, lookup_entry
 from kvcore.record cimport (
-    RECORD_HEADER, RECORD_KIND, RECORD_TOMBSTONE, Record, record_decode, record_wrong_bit)
+    RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_TOMBSTONE, Record, record_decode, record_encode, record_of,
+    record_wrong_bit)
 from kvcore.segment cimport SEGMENT_HEADER, SEGMENT_LIMIT, segment_map
-from kvcore.types cimport Location, uint8_t
+from kvcore.types cimport Location, slice_of, uint8_t
 from kvcore.walk cimport (
     SPAN_BROKEN, SPAN_DAMAGED, SPAN_GOOD, SPAN_TORN, Span, SpanKind, walk_begin, walk_data_end, walk_fetch,
     walk_latest, walk_note_synced, walk_step)
@@ -218,6 +219,26 @@ cdef int apply_range(Replay p, Segment s, uint32_t slot, uint64_t start, uint64_
     return 0
 
 
+# The good records in [start, end) are part of a batch that never was whole. They must not count later either, when something
+# proves that they were on the disk; so they become one record that says nothing, a commit of no batch. Raises StorageError.
+cdef int void_batch(Replay p, Segment s, uint64_t start, uint64_t end) except -1:
+    cdef size_t n = end - start
+    cdef const uint8_t* data = walk_fetch(p, s, start, n, s.allocated)
+    cdef uint8_t* dst
+    cdef Record r, void
+    cdef int result
+    record_decode(data, n, &r)
+    void = record_of(RECORD_COMMIT, slice_of(NULL, 0), slice_of(data + RECORD_HEADER, n - RECORD_HEADER), 0)
+    void.version = r.version
+    dst = bytebuf_reserve(p.scratch, n)
+    record_encode(dst, &void, s.seed)
+    with nogil:
+        result = files_write(s.files, s.fd, dst, RECORD_HEADER, start)
+    files_check(result, "write", s.path)
+    p.window.len = 0
+    return 0
+
+
 cdef int replay_segment(Replay p, uint32_t slot, uint64_t start, uint64_t data_end, bint last) except -1:
     cdef Segment s = log_segment(p.log, slot)
     cdef Span span
@@ -233,6 +254,8 @@ cdef int replay_segment(Replay p, uint32_t slot, uint64_t start, uint64_t data_e
             replay_damage(p, s, at, &span)
         elif kind == SPAN_BROKEN:
             note_damage(p, s, span.start, span.end, HALF_BATCH, keys_between(p, s, span.start, span.end))
+            if p.ranges is None:
+                void_batch(p, s, span.start, span.end)
         else:
             break
     if kind == SPAN_TORN:

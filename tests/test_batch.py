@@ -1,6 +1,7 @@
 """Atomic batches: all of one or nothing, whatever cuts it short."""
 
 import os
+import shutil
 import struct
 
 import kvcore
@@ -107,6 +108,26 @@ class CutTest(StoreCase):
                 lost, end = found[first][0], sum(found[last])
                 contents = self.opened_with(content[:lost] + bytes(end - lost) + content[end:])
                 self.assertEqual(contents, {**self.old, b"later": b"1"}, (first, last))
+
+    def test_part_of_a_batch_never_counts_also_when_a_later_sync_covers_it(self):
+        """Opened after the loss, written to, sealed and compacted: what is left of the batch is on the disk then."""
+        later = forge(seed_of(self.content), 1700000000000 << 20, b"later", b"1")
+        original = self.dir
+        for lost, size in [(offset, size) for offset, size, *_ in records(self.content) if offset >= self.start]:
+            self.dir = os.path.abspath(self.mktemp())
+            shutil.copytree(original, self.dir)
+            self.path = self.segment_paths()[0]
+            self.opened_with(self.content[:lost] + bytes(size) + self.content[lost + size:] + later)
+            store = self.open(segment_size=SMALL)
+            for i in range(70):
+                store.put(b"filler%d" % i, bytes(1000))
+            store.close()
+            self.forget_checkpoint()
+            store = self.open(segment_size=SMALL)
+            for _ in range(2):
+                self.assertEqual([store.get(key) for key in (b"before", b"k0", b"k1")], [b"1", b"old", None], lost)
+                store.compact()
+            store.close()
 
     def test_records_of_a_batch_that_was_synced_count_one_by_one(self):
         """Behind a mark a bad record is damage, not an unfinished batch: the good ones were acknowledged."""
