@@ -2,7 +2,7 @@ import os
 import re
 import time
 
-from libc.errno cimport EAGAIN, EEXIST, ENOENT
+from libc.errno cimport EACCES, EAGAIN, EEXIST, ENOENT
 from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 from posix.fcntl cimport O_CREAT, O_RDONLY, O_RDWR
@@ -44,10 +44,6 @@ cdef Recovered recover(Files files, bytes path, uint64_t segment_size, object ex
     if status != -EEXIST:
         files_check(status, "create directory", path)
         made = True
-        status = files.call.fsync_dir(files.ctx, os.path.dirname(path))
-        if status < 0:
-            files.call.rmdir(files.ctx, path)
-        files_check(status, "sync directory", os.path.dirname(path))
     found = look_around(files, path)
     try:
         take_lock(result, files, path)
@@ -55,6 +51,7 @@ cdef Recovered recover(Files files, bytes path, uint64_t segment_size, object ex
         fresh = b"MANIFEST" not in look_around(files, path)
         note_holder(result, files, path)
         if fresh:
+            sync_parent(files, os.path.dirname(path), made)
             publish_first(files, path)
         open_log(result, files, path, segment_size, executor)
     except BaseException:
@@ -127,6 +124,15 @@ cdef int note_holder(Recovered result, Files files, bytes path) except -1:
         # Written over, then cut: on a full disk the block that is there already is all it takes.
         status = files.call.ftruncate(files.ctx, result.lock_fd, n)
     files_check(status, "lock", os.path.join(path, b"LOCK"))
+    return 0
+
+
+# Make the name of a new store's directory durable; not only of one just `made`, for who made it may have been killed.
+cdef int sync_parent(Files files, bytes path, bint made) except -1:
+    cdef int status = files.call.fsync_dir(files.ctx, path)
+    # One that was made for us, where we may not even look, is in the care of who made it.
+    if made or status != -EACCES:
+        files_check(status, "sync directory", path)
     return 0
 
 

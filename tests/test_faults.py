@@ -119,6 +119,23 @@ class SequenceTest(FaultCase):
         parent = os.path.basename(os.path.dirname(self.dir))
         self.assertIn(("fsync_dir", parent), self.calls[:self.calls.index(("rename", "MANIFEST"))])
 
+    def test_a_directory_that_was_there_is_durable_in_its_parent(self):
+        """Who made it may have been killed before that."""
+        os.mkdir(self.dir)
+        parent = os.path.basename(os.path.dirname(self.dir))
+        self.open_hooked().close()
+        self.assertIn(("fsync_dir", parent), self.calls[:self.calls.index(("rename", "MANIFEST"))])
+        self.calls.clear()
+        self.open_hooked()
+        self.assertNotIn(("fsync_dir", parent), self.calls)
+
+    def test_a_directory_in_one_that_cannot_be_read(self):
+        os.mkdir(self.dir)
+        self.fail_at["fsync_dir", os.path.basename(os.path.dirname(self.dir))] = errno.EACCES
+        store = self.open_hooked()
+        store.put(b"a", b"1")
+        self.assertEqual(store.get(b"a"), b"1")
+
     def test_sync_reaches_full_segments_that_are_not_sealed_yet(self):
         jobs = []
         store = self.open_hooked(segment_size=SMALL, executor=jobs.append)
