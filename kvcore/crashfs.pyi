@@ -7,6 +7,7 @@ SHORT: int
 class CrashFiles:
     calls: dict[str, int]
     mutations: int
+    retries: int
     now: int
     watch: Callable[[str], object] | None
     def fail(self, call: str | None, at: int, code: int, forever: bool = False) -> None: ...

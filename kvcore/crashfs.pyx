@@ -53,6 +53,7 @@ cdef class Node:
     cdef list changes               # (offset, bytes), or (size, None): cut
     cdef int mapped                 # mappings
     cdef int holder                 # descriptor that holds the lock; 0: none
+    cdef bint failed                # a sync failed since the file was last empty
 
     def __dealloc__(self):
         if self.data != NULL:
@@ -137,8 +138,9 @@ cdef class CrashFiles(Files):
     """A file system in memory with one directory, "/". Paths are absolute bytes.
 
     calls: dict of str to int, how often each function of the table was called; mutations: how many calls that change
-    something there were (int). now: the clock, unix milliseconds (int). watch: called with the name of each such call
-    before it happens; must not raise.
+    something there were (int); retries: how often a file was synced although that had failed before (int). now: the clock,
+    unix milliseconds (int). watch: called with the name of each call that changes something, before it happens; must not
+    raise.
     """
 
     cdef dict names                 # path to Node
@@ -151,6 +153,7 @@ cdef class CrashFiles(Files):
     cdef bint drops                 # does a sync that fails now lose what it should have put on the disk?
     cdef readonly dict calls
     cdef readonly uint64_t mutations
+    cdef readonly uint64_t retries
     cdef public object watch
     cdef public int64_t now
 
@@ -361,10 +364,13 @@ cdef class CrashFiles(Files):
         cdef int said = self.enter("fdatasync", True)
         if node is None:
             return -EBADF
+        if node.failed:
+            self.retries += 1
         if said >= 0:
             node.durable = changed(node.durable, node.changes)
         if said >= 0 or self.drops:
             node.changes = []
+        node.failed |= said < 0
         return min(said, 0)
 
     cdef int sync_directory(self, bytes path) noexcept:
@@ -487,6 +493,7 @@ cdef void resize(Node node, uint64_t size) noexcept:
     # An empty write grows a file as a size does, but never cuts it when changes before it are lost.
     node.changes.append((size, b"" if size > node.size else None))
     node.size = size
+    node.failed &= size > 0
 
 
 cdef Node copy_of(Node node, dict copies):

@@ -202,8 +202,16 @@ class FaultTest(DiskCase):
         self.files.fail("fdatasync", 1, errno.EIO)
         self.assertEqual(self.calls.fdatasync(fd), -errno.EIO)
         self.calls.pwrite(fd, b"2", 1)
+        self.assertEqual(self.files.retries, 0)
         self.assertEqual(self.calls.fdatasync(fd), 0)
+        self.assertEqual(self.files.retries, 1)
         self.assertEqual((self.calls.pread(fd, 2, 0), self.after(everything)[b"/a"]), (b"12", b"\x002"))
+
+    def test_end_of_the_process_takes_nothing_along(self):
+        fd = self.write(b"/a", b"1")
+        self.files.fail(None, 1, errno.EIO, forever=True)
+        self.assertEqual((self.calls.fdatasync(fd), self.calls.fsync_dir(b"/")), (-errno.EIO, -errno.EIO))
+        self.assertEqual(self.after(everything), {b"/a": b"1"})
 
     def test_watch_is_told_before_each_change(self):
         seen = []
