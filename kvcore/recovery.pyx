@@ -56,9 +56,11 @@ cdef Recovered recover(Files files, bytes path, uint64_t segment_size, object ex
         open_log(result, files, path, segment_size, executor)
     except BaseException:
         if result.lock_fd >= 0:
-            if fresh:
-                undo_creation(files, path, found, made)
-            files.call.close(files.ctx, result.lock_fd)
+            try:
+                if fresh:
+                    undo_creation(files, path, found, made)
+            finally:
+                files.call.close(files.ctx, result.lock_fd)
         raise
     result.log.lock_fd = result.lock_fd
     result.report["seconds"] = time.perf_counter() - started

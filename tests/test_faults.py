@@ -344,6 +344,16 @@ class OpeningTest(FaultCase):
         self.assertRaises(kvcore.StorageError, self.open_hooked)
         self.assertEqual(self.listing(), [".keep", "LOCK"])
 
+    def test_opening_that_cannot_even_clean_up_lets_the_lock_go(self):
+        listed = []
+
+        def hook(call, what):
+            listed.extend([call] * (call == "list"))
+            return -errno.EIO if len(listed) > 2 else None
+
+        self.assertRaises(kvcore.StorageError, self.open, files=HookedFiles(hook))
+        self.open()
+
     def test_directory_whose_name_is_not_durable_is_taken_away_again(self):
         self.fail_at["fsync_dir", os.path.basename(os.path.dirname(self.dir))] = errno.EIO
         self.assertRaises(kvcore.StorageError, self.open_hooked)
