@@ -1,5 +1,6 @@
 # make run        create .venv, build, serve in the foreground: make run ARGS='--fsync always'
 # make test       build and run the whole suite: make test TESTS=tests.test_record
+# make test-long  crash campaigns for as long as there is time: make test-long ARGS='--minutes 60 --seed 7'
 # make lint       ruff and cython-lint
 # make debug      build with line tracing, assertions and balance counters; make test KVSTORE_DEBUG=1 tests that build
 # make sanitize   run the suite on a build with the address and undefined behaviour sanitizers
@@ -25,7 +26,7 @@ SOURCES := $(CYTHON_SOURCES) $(wildcard kvcore/*.h)
 MODE := $(if $(filter-out 0,$(KVSTORE_DEBUG)),debug,release)
 BUILT := build/$(MODE).stamp
 
-.PHONY: run test build debug sanitize bench-engine lint clean
+.PHONY: run test test-long build debug sanitize bench-engine lint clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED) $(BUILT)
@@ -33,6 +34,9 @@ run: $(INSTALLED) $(BUILT)
 
 test: $(DEV) $(BUILT)
 	$(BIN)/trial --temp-directory=build/trial $(TESTS)
+
+test-long: $(DEV) $(BUILT)
+	$(BIN)/python -m tests.campaign $(ARGS)
 
 build: $(BUILT)
 
