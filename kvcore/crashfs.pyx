@@ -19,98 +19,19 @@ cimport cython
 from libc.errno cimport EAGAIN, EBADF, EEXIST, EFBIG, EISDIR, ENOENT, ENOMEM, ENOTDIR, ENOTEMPTY
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 from posix.fcntl cimport O_CREAT, O_EXCL, O_TRUNC
 
+from kvcore.crashnode cimport LARGEST, Node, node_changed, node_copy, node_directory, node_file, node_parts, node_resize
 from kvcore.files cimport Files
 from kvcore.types cimport uint8_t
 
 
-cdef extern from "<sys/mman.h>" nogil:
-    void* mmap(void* address, size_t n, int protection, int flags, int fd, long long offset)
-    int munmap(void* address, size_t n)
-    enum: PROT_READ
-    enum: PROT_WRITE
-    enum: MAP_PRIVATE
-    enum: MAP_ANONYMOUS
-    enum: MAP_NORESERVE
-    void* MAP_FAILED
-
-
 cdef enum:
-    LARGEST = 1 << 27           # bytes of a file: the address space that each one has
     FIRST_FD = 1 << 20          # above what the kernel gives out
 
 SHORT = -1                      # for fail(): half of what was asked is read or written
 SECTOR, PAGE = 512, 4096        # a write is torn at multiples of one of them
-
-
-# A file, or a directory.
-cdef class Node:
-    cdef uint8_t* data              # NULL: a directory
-    cdef uint64_t size
-    cdef bytes durable
-    cdef list changes               # (offset, bytes), or (size, None): cut
-    cdef int mapped                 # mappings
-    cdef int holder                 # descriptor that holds the lock; 0: none
-    cdef bint failed                # a sync failed since the file was last empty
-
-    def __dealloc__(self):
-        if self.data != NULL:
-            munmap(self.data, LARGEST)
-
-
-cdef Node new_directory():
-    cdef Node node = Node()
-    node.durable = b""
-    node.changes = []
-    return node
-
-
-# A file with this content in the kernel. Raises MemoryError.
-cdef Node new_file(const uint8_t* content, size_t n):
-    cdef Node node = new_directory()
-    cdef void* address = mmap(
-        NULL, LARGEST, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if address == MAP_FAILED:
-        raise MemoryError()
-    node.data = <uint8_t*>address
-    node.size = n
-    if n:
-        memcpy(node.data, content, n)
-    return node
-
-
-# The file as it is after these changes of its content.
-cdef bytes changed(bytes content, list changes):
-    cdef bytearray result = bytearray(content)
-    for at, data in changes:
-        if data is None:
-            if at < len(result):
-                del result[at:]
-            else:
-                result.extend(bytes(at - len(result)))
-        else:
-            if at > len(result):
-                result.extend(bytes(at - len(result)))
-            result[at:at + len(data)] = data
-    return bytes(result)
-
-
-# A change split into the parts that can reach the disk each by itself: the size, and the data between multiples of `grain`.
-cdef list parts_of(list changes, int grain):
-    cdef list parts = []
-    for change in changes:
-        at, data = change
-        if not data:
-            parts.append(change)
-            continue
-        end = at + len(data)
-        parts.append((end, b""))
-        cuts = [at, *range(at - at % grain + grain, end, grain), end]
-        for i in range(len(cuts) - 1):
-            parts.append((cuts[i], data[cuts[i] - at:cuts[i + 1] - at]))
-    return parts
 
 
 # Those of the changes whose bit in keep(how many there are) is set.
@@ -178,7 +99,7 @@ cdef class CrashFiles(Files):
         self.call.lock = crash_lock
         self.call.is_at = crash_is_at
         self.call.clock = crash_clock
-        root = new_directory()
+        root = node_directory()
         self.names = {b"/": root}
         self.durable = {b"/": root}
         self.changes = {}
@@ -208,17 +129,17 @@ cdef class CrashFiles(Files):
         nodes = {node for node in self.durable.values()} | {
             node for changes in self.changes.values() for _, _, node in changes if node is not None}
         return sum(len(changes) for changes in self.changes.values()) + sum(
-            len(parts_of((<Node>node).changes, grain)) for node in nodes)
+            len(node_parts((<Node>node).changes, grain)) for node in nodes)
 
     def after_kill(self):
         """A CrashFiles as it is when the process has died: all that the kernel knows, no descriptors, no locks."""
         cdef CrashFiles after = CrashFiles()
         cdef dict copies = {None: None}
         after.now = self.now
-        after.names = {path: copy_of(node, copies) for path, node in self.names.items()}
-        after.durable = {path: copy_of(node, copies) for path, node in self.durable.items()}
+        after.names = {path: node_copy(node, copies) for path, node in self.names.items()}
+        after.durable = {path: node_copy(node, copies) for path, node in self.durable.items()}
         after.changes = {
-            directory: [(removed, added, copy_of(node, copies)) for removed, added, node in changes]
+            directory: [(removed, added, node_copy(node, copies)) for removed, added, node in changes]
             for directory, changes in self.changes.items()}
         return after
 
@@ -242,10 +163,10 @@ cdef class CrashFiles(Files):
                 continue
             copy = copies.get(node)
             if copy is None and node.data == NULL:
-                copy = new_directory()
+                copy = node_directory()
             elif copy is None:
-                content = changed(node.durable, chosen(parts_of(node.changes, grain), keep))
-                copy = new_file(content, len(content))
+                content = node_changed(node.durable, chosen(node_parts(node.changes, grain), keep))
+                copy = node_file(content, len(content))
                 copy.durable = content
             after.names[path] = copies[node] = copy
         after.durable = dict(after.names)
@@ -269,7 +190,7 @@ cdef class CrashFiles(Files):
         """End what the kernel has of a file after `size` bytes."""
         cdef Node node = self.names[path]
         if size < node.size:
-            resize(node, size)
+            node_resize(node, size)
 
     # ---- the calls
 
@@ -312,12 +233,12 @@ cdef class CrashFiles(Files):
             if parent_of(path) not in self.names:
                 return -ENOENT
             try:
-                node = new_file(NULL, 0)
+                node = node_file(NULL, 0)
             except MemoryError:
                 return -ENOMEM
             self.set_entry(parent_of(path), None, path, node)
         elif cuts:
-            resize(node, 0)
+            node_resize(node, 0)
         self.last_fd += 1
         self.open_files[self.last_fd] = node
         return self.last_fd
@@ -367,7 +288,7 @@ cdef class CrashFiles(Files):
         if node.failed:
             self.retries += 1
         if said >= 0:
-            node.durable = changed(node.durable, node.changes)
+            node.durable = node_changed(node.durable, node.changes)
         if said >= 0 or self.drops:
             node.changes = []
         node.failed |= said < 0
@@ -418,7 +339,7 @@ cdef class CrashFiles(Files):
             return -EEXIST
         if parent_of(path) not in self.names:
             return -ENOENT
-        return self.set_entry(parent_of(path), None, path, new_directory())
+        return self.set_entry(parent_of(path), None, path, node_directory())
 
     # Set the size of a file, or make sure that it has at least that.
     cdef int set_size(self, str call, int fd, uint64_t size, bint at_least) noexcept:
@@ -431,7 +352,7 @@ cdef class CrashFiles(Files):
         if size > LARGEST:
             return -EFBIG
         if not at_least or size > node.size:
-            resize(node, size)
+            node_resize(node, size)
         return 0
 
     cdef int is_file_at(self, int fd, bytes path) noexcept:
@@ -485,25 +406,6 @@ cdef class CrashFiles(Files):
         node.mapped -= 1
         if node.mapped == 0:
             del self.mappings[<size_t>address]
-
-
-cdef void resize(Node node, uint64_t size) noexcept:
-    if size < node.size:
-        memset(node.data + size, 0, node.size - size)
-    # An empty write grows a file as a size does, but never cuts it when changes before it are lost.
-    node.changes.append((size, b"" if size > node.size else None))
-    node.size = size
-    node.failed &= size > 0
-
-
-cdef Node copy_of(Node node, dict copies):
-    cdef Node copy = copies.get(node)
-    if copy is None and node is not None:
-        copy = new_directory() if node.data == NULL else new_file(node.data, node.size)
-        copy.durable = node.durable
-        copy.changes = list(node.changes)
-        copies[node] = copy
-    return copy
 
 
 # ---- the table
