@@ -11,7 +11,7 @@ from kvcore.expiry cimport Deadline
 from kvcore.files cimport (
     Files, files_check, files_open, files_read, files_rename, files_sync_directory, files_unlink, files_write)
 from kvcore.hashindex cimport PARTITIONS, Entry, Partition, index_fill
-from kvcore.log cimport Job, job_check, log_segment, log_sync_job
+from kvcore.log cimport Job, job_check, log_note_synced, log_segment, log_sync_job
 from kvcore.record cimport RECORD_HEADER, crc32c_of
 from kvcore.segment cimport NO_SLOT, SEGMENT_HEADER, Segment
 from kvcore.types cimport Location, uint8_t
@@ -334,6 +334,8 @@ cdef dict load_segments(Reader reader, Log log, ByteBuf slots):
             segment.min_version = row[i].min_version
             segment.max_version = row[i].max_version
             segment.buried = row[i].buried
+            if row[i].covered > SEGMENT_HEADER and not segment.compacted:
+                log_note_synced(log, segment.id, <uint32_t>row[i].covered)
             covered[segment.id] = row[i].covered
         place_slot(slots, slot)
     return covered
@@ -343,18 +345,23 @@ cdef int place_slot(ByteBuf slots, uint32_t slot) except -1:
     return bytebuf_append(slots, &slot, sizeof(slot))
 
 
-# Put slots in the place of the image's places. False when an entry cannot be.
+# Put slots in the place of the image's places. False when an entry cannot be. What the image names was on the disk before it
+# was published, also beyond what it covers.
 cdef bint place_entries(Entry* entries, size_t count, ByteBuf slots, Log log) except -1:
     cdef uint32_t* slot = <uint32_t*>slots.data
     cdef size_t i, n = slots.len // sizeof(uint32_t)
     cdef Location* at
+    cdef Segment segment
     for i in range(count):
         at = &entries[i].at
         if at.segment >= n or slot[at.segment] == NO_SLOT or at.length < RECORD_HEADER:
             return False
         at.segment = slot[at.segment]
-        if at.offset + <uint64_t>at.length > log_segment(log, at.segment).allocated:
+        segment = log_segment(log, at.segment)
+        if at.offset + <uint64_t>at.length > segment.allocated:
             return False
+        if not segment.compacted:
+            log_note_synced(log, segment.id, at.offset + at.length)
         if i and entries[i].hash < entries[i - 1].hash:
             return False
     return True

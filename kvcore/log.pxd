@@ -186,6 +186,13 @@ cdef inline Segment log_segment(Log log, uint32_t slot):
     return <Segment>log.segments[slot]
 
 
+# The log is known to be on the disk up to this position.
+cdef inline void log_note_synced(Log log, uint32_t id, uint32_t offset) noexcept:
+    if id > log.synced_id or (id == log.synced_id and offset > log.synced_offset):
+        log.synced_id = id
+        log.synced_offset = offset
+
+
 # The record at `at` no longer counts for its key; or does again.
 cdef inline void log_bury(Log log, Location at) noexcept:
     cdef Segment segment = log_segment(log, at.segment)

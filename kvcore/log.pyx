@@ -463,6 +463,9 @@ cdef int log_publish(Log log, bytes content) except -1:
 cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept:
     cdef Segment segment = log_segment(log, at.segment)
     if segment is log.active and at.offset >= segment.flushed:
+        # An image of the index may name what the log has lost.
+        if at.offset - segment.flushed + at.length > log.buf.len:
+            return -1
         memcpy(dst, log.buf.data + (at.offset - segment.flushed), at.length)
         return 0
     return segment_copy(segment, at.offset, dst, at.length)
@@ -474,6 +477,8 @@ cdef int log_key_equal(Log log, Location at, Slice key) noexcept:
         return 0
     if segment is not log.active or at.offset < segment.flushed:
         return segment_key_equal(segment, at.offset, at.length, key.ptr, key.len)
+    if at.offset - segment.flushed + at.length > log.buf.len:
+        return -1
     return kv_key_equal(log.buf.data + (at.offset - segment.flushed), at.length, key.ptr, key.len)
 
 

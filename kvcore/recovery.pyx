@@ -8,7 +8,7 @@ from libc.string cimport memset
 from posix.fcntl cimport O_CREAT, O_RDONLY, O_RDWR
 
 from kvcore.bytebuf cimport ByteBuf, bytebuf_reserve
-from kvcore.checkpoint cimport checkpoint_load
+from kvcore.checkpoint cimport checkpoint_covered, checkpoint_load
 from kvcore.expiry cimport Deadlines
 from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
 from kvcore.hashindex cimport PARTITIONS, Partition
@@ -17,7 +17,7 @@ from kvcore.replay cimport Replay, replay_finish, replay_note_covered, replay_pl
 from kvcore.segment cimport (
     SEGMENT_HEADER, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
 from kvcore.types cimport uint8_t
-from kvcore.walk cimport Walk, walk_finds_record
+from kvcore.walk cimport Walk, walk_finds_record, walk_note_synced
 
 from kvcore import manifest
 from kvcore.errors import CorruptionError, LockedError, StorageError
@@ -190,10 +190,13 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     covered = checkpoint_load(log, result.index, result.deadlines)
     if covered is None:
         covered = {}
+        log.synced_id = log.synced_offset = 0
         result.index = HashIndex(log.hash_secret)
         result.deadlines = Deadlines()
     replay = Replay(log, result.index, result.deadlines)
-    replay_note_covered(replay, covered)
+    # A checkpoint is published only when the log is synced beyond what it covers and names, whatever became of either since.
+    replay_note_covered(replay, checkpoint_covered(log))
+    walk_note_synced(replay, log.synced_id, log.synced_offset)
     replay_all(replay, covered)
     count_dead(log, result.index)
     choose_active(log)

@@ -1,5 +1,6 @@
 """Damage in odd places: the tail of another segment, swapped segments, wrong clocks, keys that collide, marks."""
 
+import gc
 import os
 import struct
 
@@ -26,6 +27,49 @@ class MarkTest(CrashCase):
         marks = [struct.unpack("<QI", value) for _, _, flags, _, value in records(self.read(self.segment_paths()[0]))
                  if flags == 0x10]
         self.assertEqual(marks, [(1, synced)])
+
+
+class ImageTest(CrashCase):
+    """An image of the index may name records that came after it was begun: it proves that they were on the disk."""
+
+    def check_tail(self, spoil, openings):
+        store = kvcore.open(self.dir, fsync="no")
+        store.put(b"before", b"1")
+        steps = store.checkpoint_steps()
+        for number, job in enumerate(steps):
+            if number == 0:
+                for i in range(20):
+                    store.put(b"k%d" % i, b"value")
+            job.run()
+            job.finish()
+        del store, job, steps
+        gc.collect()
+        path = self.segment_paths()[0]
+        content = bytearray(self.read(path))
+        for offset, size, *_ in records(content)[-20:]:
+            content[offset:offset + size] = spoil(content[offset:offset + size])
+        with open(path, "wb") as f:
+            f.write(content)
+        for _ in range(openings):
+            store = kvcore.open(self.dir, fsync="no")
+            self.assertTrue(store.recovery["checkpoint"])
+            self.assertEqual(store.get(b"before"), b"1")
+            damaged = 0
+            for i in range(20):
+                try:
+                    self.assertIsNone(store.get(b"k%d" % i))  # one that is not in the image is a torn tail
+                except kvcore.CorruptionError:
+                    damaged += 1
+            self.assertGreater(damaged, 0)
+            self.assertGreater(store.recovery["damaged_ranges"], 0)
+            del store
+            gc.collect()
+
+    def test_wrong_bits_in_records_that_only_the_image_proves(self):
+        self.check_tail(lambda record: record[:-1] + b"?", 2)
+
+    def test_zeros_instead_of_records_that_only_the_image_proves(self):
+        self.check_tail(lambda record: bytes(len(record)), 1)
 
 
 class TornTailElsewhereTest(CrashCase):
