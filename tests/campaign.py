@@ -171,6 +171,7 @@ def lives(rng, tally, count=12):
 # ---- the disk refuses
 
 CODES = (errno.EIO, errno.ENOSPC, errno.EINTR)
+FULL = "half, then no space"  # how a write ends that finds the disk full
 LOOPING = ("pread", "pwrite")  # calls that are tried again when interrupted, and may do half of their work
 MUST_RESUME = ("open", "pwrite", "fallocate")  # calls without which, for want of space, nothing was lost
 
@@ -178,7 +179,7 @@ MUST_RESUME = ("open", "pwrite", "fallocate")  # calls without which, for want o
 def all_faults(calls):
     """(call, number, code, forever) of everything that can go wrong in a run that made so many calls."""
     for call, count in calls.items():
-        for code in (*CODES, *((SHORT,) if call in LOOPING else ())):
+        for code in (*CODES, *((SHORT,) if call in LOOPING else ()), *((FULL,) if call == "pwrite" else ())):
             for forever in (False, True):
                 if not (forever and code == errno.EINTR and call in LOOPING):  # that would never end
                     yield from ((call, number, code, forever) for number in range(1, count + 1))
@@ -200,9 +201,13 @@ def faults(rng, tally, share=1.0):
 
 
 def one_fault(rng, tally, fsync, executor, fault):
-    call, _, code, _ = fault
+    call, number, code, forever = fault
     files, oracle = CrashFiles(), Oracle()
-    files.fail(*fault)
+    if code == FULL:
+        files.fail(call, number, SHORT)
+        files.fail(call, number + 1, errno.ENOSPC, forever)
+    else:
+        files.fail(*fault)
     try:
         life = Life(files, oracle, rng, fsync, executor)
     except kvcore.StorageError:
@@ -227,7 +232,7 @@ def one_fault(rng, tally, fsync, executor, fault):
 
 def read_only(life, call, code):
     """A store that is read-only stays so until it is closed, and syncs no file again where that failed."""
-    if code == SHORT or (code == errno.ENOSPC and call in MUST_RESUME):
+    if code in (SHORT, FULL) or (code == errno.ENOSPC and call in MUST_RESUME):
         raise WrongError(f"read-only: {life.store.reason}")
     for act in (lambda: life.store.put(b"more", b"1"), life.store.sync):
         try:
