@@ -40,8 +40,9 @@ class Life:
         """Do what `operations` (as for the oracle) say by calling act; acknowledged when that returns."""
         self.oracle.begin(operations)
         with contextlib.suppress(kvcore.StorageError):
-            if act() is False and self.store.state == "read-only":
-                return  # nothing to delete: a reader may see a deletion that was refused
+            if act() is False and (self.store.state == "read-only" or not self.oracle.damaged.isdisjoint(operations)):
+                # Nothing to delete: a deletion that was refused may be seen, and a damaged record may look expired.
+                return
             self.oracle.acknowledge(operations)
             if self.fsync == "always":
                 self.oracle.synced()
