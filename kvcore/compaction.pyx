@@ -16,7 +16,7 @@ from kvcore.types cimport Location, slice_of, uint8_t
 
 from kvcore.checkpoint import checkpoint_steps
 from kvcore.compress import compress
-from kvcore.errors import StorageError
+from kvcore.errors import StorageError, UsageError
 from kvcore.log import NO_SPACE
 
 
@@ -41,7 +41,19 @@ cdef class Compaction:
     """The compaction of one store: its counts, and whether values are compressed."""
 
     def steps(self, Log log not None, HashIndex index not None, Deadlines deadlines not None, list sources not None):
-        """Compact `sources` (list of Segment): a generator of Jobs, see compaction.pxd. Raises StorageError."""
+        """Compact `sources` (list of Segment): a generator of Jobs, see compaction.pxd. Raises StorageError, and UsageError
+        while another one is under way.
+        """
+        if self.running:
+            raise UsageError("a compaction is under way: let it come to its end, or drop it, before the next")
+        self.running = True
+        try:
+            yield from self.run(log, index, deadlines, [s for s in sources if (<Segment>s).slot != NO_SLOT])
+        finally:
+            self.running = False
+
+    def run(self, Log log not None, HashIndex index not None, Deadlines deadlines not None, list sources not None):
+        """What steps() does."""
         cdef Segment source, output = None
         cdef ReadJob reading
         cdef CopyJob copying

@@ -153,7 +153,8 @@ cdef int publish_first(Files files, bytes path) except -1:
 # Remove what this opening made: nothing whose name was `found` before it.
 cdef int undo_creation(Files files, bytes path, set found, bint made) except -1:
     for name in files_list(files, path):
-        if name not in found and (name in (b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"RESERVE") or SEGMENT_NAME.fullmatch(name)):
+        ours = name in (b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"RESERVE") or SEGMENT_NAME.fullmatch(name)
+        if ours and name not in found:
             files.call.unlink(files.ctx, os.path.join(path, name))
     if made:
         files.call.rmdir(files.ctx, path)

@@ -51,7 +51,7 @@ cdef class Cursor:
     cdef list heap              # of Source, the smallest current name first
     cdef ByteBuf last           # the name handled last
     cdef bint begun
-    cdef Location damaged       # a record met whose key cannot be trusted; length 0: none
+    cdef dict damaged           # records met whose key cannot be trusted: (slot, offset) to bytes
 
 
 # A cursor over keys k with lo <= k, and k < hi unless hi.ptr is NULL. The log's buffer must be empty. Raises StorageError,

@@ -53,6 +53,7 @@ cdef Cursor scan_range(HashIndex index, Log log, Slice lo, Slice hi):
     c.log = log
     c.last = ByteBuf()
     c.heap = []
+    c.damaged = {}
     for segment in log.segments:
         if segment is None:
             continue
@@ -88,7 +89,7 @@ cdef Order order_from_index(Cursor c, Segment segment):
             if at.length == 0 or at.segment != segment.slot:
                 continue
             if segment_header(segment, at.offset, <uint64_t>at.offset + at.length, &r) < 0:
-                c.damaged = at
+                c.damaged[at.segment, at.offset] = at.length
             else:
                 bytebuf_append(offsets, &at.offset, sizeof(at.offset))
     return order_of(segment, offsets)
@@ -187,8 +188,24 @@ cdef bint locate(Cursor c, Segment segment, const Name* name, Slice key, ByteBuf
     # Replaced or deleted long ago, as a rule; or its key is damaged, and its entry has another hash.
     at[0] = Location(segment.slot, name.offset, name.length)
     if segment.slot != NO_SLOT and name.length <= VERIFIED and lookup_record(c.log, at[0], out, &r) == DAMAGED:
-        c.damaged = at[0]
+        c.damaged[segment.slot, name.offset] = name.length
     return False
+
+
+# One of the damaged records that some key's entry points at; length 0: there is none, all of them are dead.
+cdef Location living_damage(Cursor c) except *:
+    cdef uint64_t mask = 0
+    cdef Entry* entry
+    cdef uint32_t i
+    cdef int p
+    for _, offset in c.damaged:
+        mask |= <uint64_t>1 << (<uint32_t>offset & 63)
+    for p in range(PARTITIONS):
+        for i in range(c.index.partitions[p].places):
+            entry = &c.index.partitions[p].entries[i]
+            if entry.at.length and mask >> (entry.at.offset & 63) & 1 and (entry.at.segment, entry.at.offset) in c.damaged:
+                return entry.at
+    return Location(0, 0, 0)
 
 
 cdef int scan_next(Cursor c, bint values, ByteBuf out, Record* r) except -1:
@@ -222,8 +239,9 @@ cdef int scan_next(Cursor c, bint values, ByteBuf out, Record* r) except -1:
         if values and lookup_record(c.log, at, out, r) == DAMAGED:
             lookup_damaged(c.log, at)
         return 1
-    if c.damaged.length:
-        at = c.damaged
-        c.damaged.length = 0
-        lookup_damaged(c.log, at)
+    if c.damaged:
+        at = living_damage(c)
+        c.damaged.clear()
+        if at.length:
+            lookup_damaged(c.log, at)
     return 0

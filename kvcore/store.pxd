@@ -14,6 +14,7 @@ from kvcore.compaction cimport Compaction
 from kvcore.expiry cimport Deadlines
 from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log
+from kvcore.owner cimport Owner
 from kvcore.types cimport Location, Slice
 
 
@@ -28,8 +29,7 @@ cdef class Store:
     cdef uint64_t maintained            # flushed_total when it last did
     cdef ByteBuf scratch
     cdef ByteBuf undo                   # what to take back when the buffer cannot be written: undo.pxd
-    cdef unsigned long owner            # thread, and count of forks, when it was opened
-    cdef long forks
+    cdef Owner owner
     cdef bint closed
     cdef bint autoflush
     cdef int64_t synced_at              # clock when the last good sync began

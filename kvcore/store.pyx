@@ -1,6 +1,5 @@
 import os
 
-from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport SIZE_MAX, int64_t
 from libc.string cimport memmove
@@ -15,7 +14,8 @@ from kvcore.log cimport (
     log_append, log_bury, log_check_space, log_check_writable, log_commit, log_finish, log_flush, log_give_back,
     log_give_up_reserve, log_has_room, log_let_go, log_mark, log_now, log_rotate, log_sync_job, log_take_back,
     log_take_reserve, log_unsynced)
-from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read
+from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read, lookup_record
+from kvcore.owner cimport owner_check, owner_here
 from kvcore.record cimport COMMIT_SIZE, RECORD_COMPRESSED, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
 from kvcore.recovery cimport Recovered, recover
 from kvcore.scan cimport Cursor, scan_next, scan_prefix
@@ -55,8 +55,7 @@ cdef class Store:
     def __cinit__(self, path, *, fsync="everysec", autoflush=True, segment_size=64 << 20, max_value_size=64 << 20,
                   executor=None, compression=True, Files files=None):
         self.closed = True
-        self.owner = PyThread_get_thread_ident()
-        self.forks = forks
+        self.owner = owner_here()
         check_options(path, fsync, segment_size, max_value_size)
         self.worker = None if executor is not None else Worker(self, fsync == "everysec")
         self.upkeep = Upkeep(self, self.worker)
@@ -245,6 +244,7 @@ cdef class Store:
 
     def compaction_of(self, ids):
         """Compact the sealed segments with these numbers: an iterator of Jobs, as from maintenance()."""
+        self.upkeep.finish()
         store_flush(self)
         sources = [segment for segment in self.log.segments
                    if segment is not None and (<Segment>segment).sealed and segment.id in ids]
@@ -366,25 +366,7 @@ cdef inline Slice view(bytes data) noexcept:
 cdef inline int check_open(Store s) except -1:
     if s.closed:
         raise ClosedError("the store is closed")
-    if s.owner != PyThread_get_thread_ident() or s.forks != forks:
-        refuse_stranger(s)
-    return 0
-
-
-cdef int refuse_stranger(Store s) except -1:
-    if s.forks != forks:
-        raise UsageError("the store was opened by the process that forked this one; open it in one process only")
-    raise UsageError("the store belongs to the thread that opened it")
-
-
-def count_fork():
-    """Make stores that were opened before a fork refuse their child."""
-    global forks
-    forks += 1
-
-
-cdef long forks = 0
-os.register_at_fork(after_in_child=count_fork)
+    return owner_check(&s.owner)
 
 
 cdef int check_sizes(Store s, Slice key, Slice value) except -1:
@@ -504,6 +486,7 @@ cdef int store_delete(Store s, Slice key) except -1:
     cdef Entry* entry = NULL
     cdef Location at
     cdef Location before = Location(0, 0, 0)
+    cdef Record held
     check_open(s)
     check_sizes(s, key, r.value)
     hash = index_hash(s.index, key.ptr, key.len)
@@ -511,6 +494,8 @@ cdef int store_delete(Store s, Slice key) except -1:
     if found != NOT_FOUND:
         before = entry.at
         deadline = deadline_of(s.log, before)
+        if deadline and lookup_record(s.log, before, s.scratch, &held) == DAMAGED:
+            deadline = 0            # nothing that a damaged record says is believed
     if (found == NOT_FOUND or 0 < deadline <= log_now(s.log)) and s.batch_left == 0:
         return 0
     make_room(s, r.size)

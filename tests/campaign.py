@@ -225,6 +225,7 @@ def one_fault(rng, tally, fsync, executor, fault):
     if life.store.state == "read-only":
         read_only(life, call, code)
     else:
+        life.tick(2)
         life.put(b"resumed", 10)
         if oracle.newest(b"resumed")[0] != oracle.number:
             raise WrongError("writing does not go on")
@@ -259,7 +260,7 @@ class Damaged:
         self.files = CrashFiles()
         self.values = {}
         self.history = []
-        store = open_store(self.files, executor=lambda job: (job.run(), job.finish()))
+        store = open_store(self.files)
         for i in range(180):
             key, value = b"key%d" % (i % 100), b"%d." % i + rng.randbytes(rng.choice((20, 600, 900)))
             store.put(key, value)

@@ -1,9 +1,11 @@
 """A store that is worked with until it is closed, or its world ends: what the campaigns do to it, told to the oracle."""
 
 import contextlib
+from unittest import mock
 
 import kvcore
 from tests.oracle import SMALL, open_store
+from tests.support import PromptWorker
 
 KEYS = [b"k%02d" % i for i in range(20)]
 SIZES = (0, 10, 100, 500, 700, 3000, 9000)
@@ -25,7 +27,8 @@ class Life:
         self.executor = executor
         self.jobs = []  # not run yet
         self.ran = []  # run, not finished
-        self.store = open_store(files, fsync=fsync, executor=self.jobs.append if executor else None)
+        with mock.patch("kvcore.store.Worker", PromptWorker):
+            self.store = open_store(files, fsync=fsync, executor=self.jobs.append if executor else None)
         if fsync == "always":
             oracle.synced()
 

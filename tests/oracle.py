@@ -13,6 +13,7 @@ for all of its keys or for none.
 """
 
 import kvcore
+from tests.support import at_once
 
 PATH = b"/store"
 SMALL = 64 << 10
@@ -25,7 +26,7 @@ class WrongError(AssertionError):
 
 def open_store(files, **options):
     """A store in the file table, with small segments, that opens no thread."""
-    return kvcore.open(PATH, **{"fsync": "no", "segment_size": SMALL, "files": files, **options})
+    return kvcore.open(PATH, **{"fsync": "no", "segment_size": SMALL, "files": files, "executor": at_once, **options})
 
 
 def seen(state, now):

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import os
+from collections import deque
 
 from twisted.trial.unittest import TestCase
 
@@ -14,6 +15,34 @@ def at_once(job):
     """An executor that leaves nothing for later."""
     job.run()
     job.finish()
+
+
+class HandWorker:
+    """In the place of the thread of a store used as a library: its jobs are run when the test says so."""
+
+    def __init__(self, store, syncing):
+        self.jobs, self.ended = [], deque()
+
+    def submit(self, job):
+        self.jobs.append(job)
+
+    def work(self, jobs):
+        """Run so many of those that wait."""
+        for job in self.jobs[:jobs]:
+            job.run()
+            self.ended.append(job)
+        del self.jobs[:jobs]
+
+    def stop(self):
+        self.work(len(self.jobs))
+
+
+class PromptWorker(HandWorker):
+    """One that runs them at once."""
+
+    def submit(self, job):
+        super().submit(job)
+        self.work(1)
 
 
 class StoreCase(TestCase):

@@ -251,6 +251,22 @@ class MeanwhileTest(CompactionCase):
 
 
 class TroubleTest(CompactionCase):
+    def test_one_at_a_time(self):
+        store, model, rng = self.open(), {}, random.Random(27)
+        self.fill(store, model, rng, 3000)
+        ids = store.sealed_ids()
+        first, late = store.compaction_of(ids), store.compaction_of(ids)
+        job = next(first)
+        self.assertRaises(kvcore.UsageError, next, store.compaction_of(ids))
+        job.run()
+        store.flush()
+        job.finish()
+        store.drive(first)
+        store.drive(late)  # chosen before, what it was to compact is gone
+        self.assertEqual(dict(store.items()), model)
+        store.close()
+        self.assertEqual(self.contents(), model)
+
     def limit(self, size):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))

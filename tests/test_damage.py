@@ -6,6 +6,7 @@ import struct
 
 import kvcore
 from kvcore import manifest
+from tests.support import at_once
 from tests.test_recovery import HEADER, SMALL, CrashCase, forge, records, seed_of
 
 # Two pairs of keys that share all 40 bits of the hash in use when the secret is 16 zero bytes.
@@ -33,7 +34,7 @@ class ImageTest(CrashCase):
     """An image of the index may name records that came after it was begun: it proves that they were on the disk."""
 
     def check_tail(self, spoil, openings):
-        store = kvcore.open(self.dir, fsync="no")
+        store = kvcore.open(self.dir, fsync="no", executor=at_once)
         store.put(b"before", b"1")
         steps = store.checkpoint_steps()
         for number, job in enumerate(steps):
@@ -51,7 +52,7 @@ class ImageTest(CrashCase):
         with open(path, "wb") as f:
             f.write(content)
         for _ in range(openings):
-            store = kvcore.open(self.dir, fsync="no")
+            store = kvcore.open(self.dir, fsync="no", executor=at_once)
             self.assertTrue(store.recovery["checkpoint"])
             self.assertEqual(store.get(b"before"), b"1")
             damaged = 0
@@ -278,6 +279,22 @@ class CollisionTest(CrashCase):
             self.damage(path, self.read(path).replace(b"?" + first[1:], first))
             self.assertEqual(store.get(first), b"first-value")
             store.close()
+
+
+class DeadlineTest(CrashCase):
+    def test_deleting_a_key_whose_deadline_is_damaged_heals_it(self):
+        """Its wrong bits say that it expired long ago; that is not believed."""
+        store = self.open()
+        store.put(b"a", b"1", ttl=1000)
+        path, = self.segment_paths()[:1]
+        with open(path, "r+b") as f:
+            f.seek(HEADER + 20)
+            f.write(struct.pack("<Q", 1))
+        self.assertRaises(kvcore.CorruptionError, store.get, b"a")
+        self.assertTrue(store.delete(b"a"))
+        self.assertIsNone(store.get(b"a"))
+        store.close()
+        self.assertEqual(self.contents(), {})
 
 
 class SpaceTest(CrashCase):

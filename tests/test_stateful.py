@@ -11,7 +11,6 @@ import random
 import shutil
 import sys
 import tempfile
-from collections import deque
 from unittest import mock
 
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -20,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import kvcore
 from tests.probe import HandFiles
-from tests.support import StoreCase, at_once
+from tests.support import HandWorker, StoreCase, at_once
 from tests.test_recovery import SMALL
 
 START = 1_800_000_000_000
@@ -43,25 +42,6 @@ seeds = st.integers(0, 2 ** 20)
 
 class InsideBatchError(Exception):
     pass
-
-
-class HandWorker:
-    """In the place of a library's thread: its jobs are run when the test says so."""
-
-    def __init__(self, store, syncing):
-        self.jobs, self.ended = [], deque()
-
-    def submit(self, job):
-        self.jobs.append(job)
-
-    def work(self, jobs):
-        for job in self.jobs[:jobs]:
-            job.run()
-            self.ended.append(job)
-        del self.jobs[:jobs]
-
-    def stop(self):
-        self.work(len(self.jobs))
 
 
 class Walk:
