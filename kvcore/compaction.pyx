@@ -17,7 +17,7 @@ from kvcore.types cimport Location, slice_of, uint8_t
 from kvcore.checkpoint import checkpoint_steps
 from kvcore.compress import compress
 from kvcore.errors import StorageError, UsageError
-from kvcore.log import NO_SPACE
+from kvcore.log import NO_SPACE, PASSING
 
 
 cdef enum:
@@ -468,7 +468,7 @@ cdef class DropJob(Job):
         else:
             for s in self.sources:
                 s.hidden = False
-        if self.error is not None and self.error.errno not in NO_SPACE:
+        if self.error is not None and self.error.errno not in PASSING:
             log_break(self.log, str(self.error))
         elif self.log.full or self.log.spare is None:
             log_submit_seal(self.log)

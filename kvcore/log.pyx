@@ -3,7 +3,7 @@ import threading
 import time
 
 cimport cython
-from libc.errno cimport EDQUOT, EFBIG, EINVAL, EIO, ENOSPC, ENOSYS, EOPNOTSUPP
+from libc.errno cimport EDQUOT, EFBIG, EINVAL, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP
 from libc.string cimport memcpy
 from posix.fcntl cimport O_CREAT, O_RDWR
 
@@ -39,6 +39,8 @@ cdef enum:
 RESERVE_NAME = b"RESERVE"
 
 NO_SPACE = (ENOSPC, EDQUOT, EFBIG)
+# What is not the disk's fault and passes: nothing is lost by trying again.
+PASSING = (*NO_SPACE, ENOMEM, EMFILE, ENFILE)
 
 
 @cython.no_gc_clear             # __dealloc__ needs the file table
@@ -202,7 +204,7 @@ cdef int log_flush(Log log) except -1:
         active.allocated = active.flushed
         if cut < 0:
             log_break(log, f"{os.fsdecode(active.path)} could not be cut after a failed write: {os.strerror(-cut)}")
-        elif -result not in NO_SPACE:
+        elif -result not in PASSING:
             log_break(log, f"writing {os.fsdecode(active.path)} failed: {os.strerror(-result)}")
         log.full_disk = -result in NO_SPACE
         files_check(result, "write", active.path)
@@ -315,8 +317,10 @@ cdef class Job:
                 self.work()
             except StorageError as error:
                 self.error = error
+            except MemoryError:
+                self.error = StorageError(ENOMEM, f"no memory for background work in {os.fsdecode(self.log.path)}")
             except BaseException as error:
-                # Memory, a bug, an interrupt: nothing is proven, as if the disk had failed.
+                # A bug, an interrupt: nothing is proven, as if the disk had failed.
                 self.error = StorageError(EIO, f"background work failed: {error!r}")
                 self.error.__cause__ = error
             self.seconds = time.perf_counter() - started
@@ -393,7 +397,7 @@ cdef class SealJob(Job):
         log.unpublished = self.made if self.error is not None else None
         if self.error is not None:
             # Without space all stays as it was, the full segments open in the manifest, and the next rotation tries again.
-            if self.error.errno not in NO_SPACE:
+            if self.error.errno not in PASSING:
                 log_break(log, str(self.error))
             return 0
         for segment in self.seals:
