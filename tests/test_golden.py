@@ -1,7 +1,7 @@
 """A data directory as format 1 wrote it, kept for ever: whatever becomes of the code, it has to be read.
 
-Each file is base 85 of its zlib-compressed bytes. It holds a compressed value, a key with a far deadline, a deleted key, a batch
-and an overwritten key, in a segment that compaction made and one that was being written.
+Each file is base 85 of its zlib-compressed bytes. It holds a compressed value, a key with a far deadline, a deleted key, a
+batch and an overwritten key, in a segment that compaction made and one that was being written.
 """
 
 import base64
