@@ -297,7 +297,8 @@ cdef dict load_image(Reader reader, Log log, HashIndex index, Deadlines deadline
     cdef int64_t count
     cdef int p
     cdef ByteBuf slots = ByteBuf()              # u32: the slot, by place in the image's list
-    covered = load_segments(reader, log, slots)
+    cdef ByteBuf rows = ByteBuf()               # of Row
+    covered = load_segments(reader, log, slots, rows)
     if covered is None:
         return None
     count = reader.items(sizeof(Deadline))
@@ -310,10 +311,27 @@ cdef dict load_image(Reader reader, Log log, HashIndex index, Deadlines deadline
             return None
         index_fill(index, p, <Entry*>reader.first(), <uint32_t>count)
     log.last_version = max(log.last_version, reader.last_version)
+    note_rows(log, slots, rows)
     return covered
 
 
-cdef dict load_segments(Reader reader, Log log, ByteBuf slots):
+# What the image says of the segments. Only when all of it is believed: a replay would count their records once more.
+cdef void note_rows(Log log, ByteBuf slots, ByteBuf rows) noexcept:
+    cdef const Row* row = <const Row*>rows.data
+    cdef uint32_t* slot = <uint32_t*>slots.data
+    cdef Segment segment
+    cdef size_t i
+    for i in range(rows.len // sizeof(Row)):
+        if slot[i] != NO_SLOT:
+            segment = log_segment(log, slot[i])
+            segment.records = row[i].records
+            segment.min_version = row[i].min_version
+            segment.max_version = row[i].max_version
+            segment.buried = row[i].buried
+
+
+# Fill in the slots and the rows. Returns {segment id: covered bytes}, or None.
+cdef dict load_segments(Reader reader, Log log, ByteBuf slots, ByteBuf rows):
     cdef int64_t count = reader.items(sizeof(Row))
     cdef Row* row
     cdef Segment segment
@@ -330,14 +348,11 @@ cdef dict load_segments(Reader reader, Log log, ByteBuf slots):
             if segment.allocated < row[i].covered or row[i].covered < SEGMENT_HEADER:
                 return None
             slot = segment.slot
-            segment.records = row[i].records
-            segment.min_version = row[i].min_version
-            segment.max_version = row[i].max_version
-            segment.buried = row[i].buried
             if row[i].covered > SEGMENT_HEADER and not segment.compacted:
                 log_note_synced(log, segment.id, <uint32_t>row[i].covered)
             covered[segment.id] = row[i].covered
         place_slot(slots, slot)
+    bytebuf_append(rows, row, count * sizeof(Row))
     return covered
 
 

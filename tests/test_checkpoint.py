@@ -5,6 +5,7 @@ import random
 import shutil
 
 import kvcore
+from kvcore.check import check
 from tests.probe import HandFiles
 from tests.support import StoreCase
 from tests.test_recovery import SMALL
@@ -126,6 +127,20 @@ class CheckpointTest(CheckpointCase):
             with open(self.path(), "wb") as f:
                 f.write(good[:size])
             self.check(self.dir, model, False)
+
+    def test_damaged_at_its_end_it_says_nothing_of_the_segments(self):
+        store = self.open(segment_size=SMALL)
+        for i in range(100):
+            store.put(b"key%d" % i, bytes(1000))
+        store.close()
+        with open(self.path(), "r+b") as f:
+            f.seek(-1, os.SEEK_END)
+            f.write(b"?")
+        store = self.open(segment_size=SMALL)
+        for i in range(100):
+            store.put(b"other%d" % i, bytes(1000))
+        store.close()
+        self.assertEqual(check(self.dir).damage, [])
 
     def test_of_another_store_or_of_bytes_that_are_gone_it_is_ignored(self):
         store = self.open(segment_size=SMALL)
