@@ -326,6 +326,9 @@ cdef Order merged(Segment s, Order a, Order b):
 cdef list order_runs(Segment s):
     cdef Order run
     cdef list runs
+    # A saved order says where the keys were before the damage: nothing can be searched by it, or merged.
+    if s.damaged and s.sealed:
+        return None
     # Sealed with runs of its own, it goes on with these: a whole sort would hold up whoever asks now.
     if s.sealed and s.runs is None and not s.settling:
         run = order_load(s)

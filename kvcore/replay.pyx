@@ -5,10 +5,11 @@ from posix.fcntl cimport O_CREAT, O_TRUNC, O_WRONLY
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.expiry cimport deadlines_add, deadlines_reserve
-from kvcore.files cimport Files, files_check, files_write
+from kvcore.files cimport Files, files_check, files_unlink, files_write
 from kvcore.hashindex cimport Entry, index_find, index_hash, index_insert, index_remove
 from kvcore.log cimport log_copy, log_segment
 from kvcore.lookup cimport NOT_FOUND, lookup_entry
+from kvcore.order cimport order_path
 from kvcore.record cimport (
     RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_TOMBSTONE, Record, record_decode, record_encode, record_of,
     record_wrong_bit)
@@ -165,6 +166,10 @@ cdef list keys_between(Replay p, Segment s, uint64_t start, uint64_t end):
 # Bytes that do not count; what is wrong with them; the keys of their records as apply_lost gives them.
 cdef int note_damage(Replay p, Segment s, uint64_t start, uint64_t end, str what, list keys) except -1:
     p.damaged_ranges += 1
+    if p.ranges is None:
+        # A saved order says where the keys were before the damage. The next opening may not see it: a checkpoint covers it.
+        s.damaged = True
+        files_unlink(s.files, order_path(s))
     if what != MISSING:
         p.damaged_bytes += end - start
     if p.ranges is not None:

@@ -43,7 +43,7 @@ cdef class Segment:
     cdef readonly uint64_t dead     # bytes of records that no longer count
     cdef uint64_t buried            # bytes of tombstones, marks and commits, which are among the dead
     cdef readonly bint compacted    # holds copies of older records
-    cdef bint damaged               # compaction met a bad record in it: it stays as it is
+    cdef bint damaged               # a bad record was met in it: it is not compacted, and its saved order is not believed
     cdef bint hidden                # not for the manifest: an output not finished yet, or a source about to be dropped
     cdef readonly uint64_t records
     cdef list runs                  # of Order, see order.pxd; None: not asked for yet
