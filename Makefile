@@ -4,12 +4,18 @@
 # make lint       ruff and cython-lint
 # make debug      build with line tracing, assertions and balance counters; make test KVSTORE_DEBUG=1 tests that build
 # make sanitize   run the suite on a build with the address and undefined behaviour sanitizers
+# make fuzz       each fuzz target for SECONDS=30 on a sanitized build by CLANG=clang; TARGETS='text offline'; SEED=1 repeats
+# make soak       a real server under load, killed and stopped, for MINUTES=10; SEED=1 repeats
 # make bench-engine   kvcore beside lmdb, rocksdict and dict: writes docs/benchmarks-engine.md; ARGS=--quick only prints
 # make build, make clean
 
 PYTHON ?= python3
 ARGS ?=
 TESTS ?= tests
+CLANG ?= clang
+SECONDS ?= 30
+MINUTES ?= 10
+SEED ?=
 export KVSTORE_DEBUG
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -20,13 +26,14 @@ TOOLS := $(VENV)/.tools
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.dev
 BENCH := $(VENV)/.bench
+FUZZ := $(VENV)/.fuzz
 
 CYTHON_SOURCES := $(shell find kvcore kvnet tests -name '*.pyx' -o -name '*.pxd')
 SOURCES := $(CYTHON_SOURCES) $(wildcard kvcore/*.h)
 MODE := $(if $(filter-out 0,$(KVSTORE_DEBUG)),debug,release)
 BUILT := build/$(MODE).stamp
 
-.PHONY: run test test-long build debug sanitize bench-engine lint clean
+.PHONY: run test test-long build debug sanitize fuzz soak bench-engine lint clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED) $(BUILT)
@@ -45,14 +52,30 @@ debug:
 
 # The tree is copied, so that no sanitized module is ever left in it.
 SANITIZE := build/sanitize
-SANITIZE_ENV = LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc PYTHONPATH="$(CURDIR)/$(SANITIZE)"
+SANITIZE_ENV = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONMALLOC=malloc
+COPY_TREE = rm -rf $(1) && mkdir -p $(1) && tar c --exclude=./build --exclude=./.venv --exclude=./.git --exclude=./data \
+	--exclude='*.so' --exclude=dropin.cache . | tar x -C $(1)
 sanitize: $(DEV)
-	@rm -rf $(SANITIZE) && mkdir -p $(SANITIZE)
-	@tar c --exclude=./build --exclude=./.venv --exclude=./.git --exclude=./data --exclude='*.so' --exclude=dropin.cache . \
-		| tar x -C $(SANITIZE)
+	@$(call COPY_TREE,$(SANITIZE))
 	cd $(SANITIZE) && KVSTORE_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
-	cd $(SANITIZE) && $(SANITIZE_ENV) $(CURDIR)/$(BIN)/trial --temp-directory=build/trial $(TESTS)
+	cd $(SANITIZE) && $(SANITIZE_ENV) LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONPATH="$(CURDIR)/$(SANITIZE)" \
+		$(CURDIR)/$(BIN)/trial --temp-directory=build/trial $(TESTS)
+
+# An input that failed is left in build/fuzz as TARGET-crash-...; "python -m tests.fuzz TARGET FILE" runs it once more.
+FUZZED := build/fuzz
+TARGETS ?= text segment covered order checkpoint manifest offline
+FUZZ_PYTHON = cd $(FUZZED) && $(SANITIZE_ENV) PYTHONPATH="$(CURDIR)/$(FUZZED)" \
+	LD_PRELOAD="$$($(CURDIR)/$(BIN)/python -c 'import atheris; print(atheris.path())')/asan_with_fuzzer.so" $(CURDIR)/$(BIN)/python
+fuzz: $(FUZZ)
+	@command -v $(CLANG) >/dev/null || { echo "kvstore: there is no $(CLANG); Debian, Ubuntu: apt install clang" >&2; exit 1; }
+	@$(call COPY_TREE,$(FUZZED))
+	cd $(FUZZED) && CC=$(CLANG) LDSHARED="$(CLANG) -shared" KVSTORE_SANITIZE=fuzzer \
+		$(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	@for target in $(TARGETS); do \
+		( $(FUZZ_PYTHON) -m tests.fuzz $$target --seconds=$(SECONDS) $(if $(SEED),--seed=$(SEED)) ) || exit 1; done
+
+soak: $(DEV) $(BUILT)
+	$(BIN)/python -m tests.soak --minutes=$(MINUTES) $(if $(SEED),--seed=$(SEED))
 
 bench-engine: $(BENCH) $(BUILT)
 	$(BIN)/python benchmarks/engine.py --docs $(ARGS)
@@ -88,6 +111,10 @@ $(INSTALLED): pyproject.toml | $(BUILT)
 $(DEV): pyproject.toml | $(BUILT)
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@ $(INSTALLED)
+
+$(FUZZ): pyproject.toml | $(BUILT)
+	@$(PIP) --no-build-isolation --editable '.[dev,fuzz]'
+	@touch $@ $(DEV) $(INSTALLED)
 
 $(BENCH): pyproject.toml | $(BUILT)
 	@$(PIP) --no-build-isolation --editable '.[bench]'

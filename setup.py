@@ -2,6 +2,7 @@
 
 KVSTORE_DEBUG=1      line tracing, assertions, balance counters (KV_DEBUG), no optimisation
 KVSTORE_SANITIZE=1   address and undefined behaviour sanitizers; with assertions and counters
+KVSTORE_SANITIZE=fuzzer   the same, with coverage for libFuzzer; for clang only
 """
 
 import os
@@ -18,6 +19,7 @@ import preflight  # noqa: E402
 
 DEBUG = os.environ.get("KVSTORE_DEBUG", "") not in ("", "0")
 SANITIZE = os.environ.get("KVSTORE_SANITIZE", "") not in ("", "0")
+FUZZER = os.environ.get("KVSTORE_SANITIZE") == "fuzzer"
 MODE = "sanitize" if SANITIZE else "debug" if DEBUG else "release"
 BUILD = f"build/{MODE}"  # apart, so that no file of one mode is taken for that of another
 
@@ -38,7 +40,11 @@ DIRECTIVES = {
 CFLAGS = ["-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-missing-field-initializers"]
 # The interpreter's own flags may ask for checks that only work with optimisation.
 UNOPTIMISED = ["-g", "-U_FORTIFY_SOURCE"]
-SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+SANITIZERS = [
+    "-fsanitize=address,undefined" + (",fuzzer-no-link" if FUZZER else ""),
+    "-fno-sanitize-recover=undefined",
+    "-fno-omit-frame-pointer",
+]
 
 COMPILE = {
     # Without assertions the variables that only they used are left over.
