@@ -77,6 +77,25 @@ class FailedWriteTest(FaultCase):
         store.put(b"k", b"v")
         self.assertEqual(store.state, "ok")
 
+    def test_rotation_without_descriptors_is_tried_again(self):
+        store = self.open_hooked(segment_size=SMALL)
+        for code in (errno.EMFILE, errno.ENFILE):
+            self.fail_at["open", "MANIFEST.tmp"] = code
+            model = {}
+            for i in range(1000):
+                try:
+                    store.put(b"%d" % i, bytes(1000))
+                except kvcore.StorageError as error:
+                    self.assertEqual(error.errno, code)
+                    break
+                model[b"%d" % i] = bytes(1000)
+            else:
+                self.fail("it did not need another segment")
+            self.assertEqual(store.state, "ok")
+            self.fail_at.clear()
+            store.put(b"again", b"1")
+            self.assertEqual({key: store.get(key) for key in model}, model)
+
     def test_an_interrupted_write_goes_on(self):
         store = self.open_hooked()
         self.fail_at["pwrite", "0000000001.seg"] = errno.EINTR
