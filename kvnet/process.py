@@ -1,12 +1,17 @@
 """What belongs to the process and not to the services in it: signals, and how a start that failed is told."""
 
 import os
+import resource
 import signal
 import sys
 
 from twisted.logger import Logger
 
 log = Logger()
+
+
+# Descriptors that are not for clients: segments, ports, monitoring, the interpreter's own.
+OWN_DESCRIPTORS = 64
 
 
 class StartError(Exception):
@@ -17,6 +22,24 @@ def take_over(reactor, daemonize: bool) -> None:
     """Make the process that of a server. Called once, before twistd becomes a daemon."""
     _stop_on_signals(reactor)
     _report_start_errors(_DaemonReport.install(reactor) if daemonize else None)
+
+
+def clients_possible(wanted: int) -> int:
+    """How many of so many connections the process may have descriptors for; its limit is raised as far as it may be.
+
+    Without this, clients could take the descriptor that the next segment needs.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + OWN_DESCRIPTORS
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    possible = wanted if soft == resource.RLIM_INFINITY else max(min(wanted, soft - OWN_DESCRIPTORS), 1)
+    if possible < wanted:
+        log.warn(
+            "only {possible} of {wanted} connections are possible: the process may have {soft} open files (ulimit -n)",
+            possible=possible, wanted=wanted, soft=soft)
+    return possible
 
 
 def _stop_on_signals(reactor) -> None:

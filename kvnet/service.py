@@ -16,7 +16,7 @@ from kvnet.commit import Commit
 from kvnet.listen import Listener
 from kvnet.maintenance import Maintenance
 from kvnet.metrics import Collector, Metrics
-from kvnet.process import StartError
+from kvnet.process import StartError, clients_possible
 from kvnet.protocol import TextFactory
 from kvnet.web import MonitorSite
 
@@ -106,7 +106,7 @@ class Server(MultiService):
             self._reactor,
             dialect=options["dialect"],
             max_value_size=options["max-value-size"],
-            max_connections=options["max-connections"],
+            max_connections=clients_possible(options["max-connections"]),
             idle_timeout=options["idle-timeout"],
         )
         self._commit.start()
