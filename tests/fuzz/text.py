@@ -18,7 +18,8 @@ REPEAT = 0xFE  # in an input: the next byte says how many KiB of "x" stand here
 KEY = re.compile(rb"[A-z0-9.:-]+")
 WORDS = [
     b"read a\r", b"read ", b"write a|1\r", b"write b|x|y \n\r", b"write ", b"write  c:d|", b"delete a\r", b"delete ",
-    b"keys\r", b"reads a\r", b"reads ", b"status\r", b"status", b"\r", b"\r\n", b"\n", b"|", b" ", b"a", b"b", b"ab", b"_^[]", b"\x00",
+    b"keys\r", b"reads a\r", b"reads ", b"status\r",
+    b"status", b"\r", b"\r\n", b"\n", b"|", b" ", b"a", b"b", b"ab", b"_^[]", b"\x00",
     b"\xff", bytes([REPEAT, 1]), bytes([REPEAT, 100]), bytes([REPEAT, 102]), b"v" * VALUE_LIMIT, b"READ a\r",
 ]
 

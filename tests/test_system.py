@@ -1,0 +1,179 @@
+"""The real server on a machine that fails: a disk that refuses writes, a sync that fails, no descriptors left."""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from kvnet.client import Client, ClientError
+from tests.daemon import KVSTORE_SERVE, PATIENCE, Daemon
+from tests.system import disk
+
+
+class SystemCase(SynchronousTestCase):
+    def setUp(self):
+        self.directory = Path(self.mktemp()).absolute()
+        self.directory.mkdir(parents=True)
+
+    def start(self, *options, command=KVSTORE_SERVE):
+        """A server, and a client of it."""
+        daemon = Daemon(self.directory, *options, command=command)
+        self.addCleanup(daemon.kill)
+        client = Client("127.0.0.1", daemon.port)
+        self.addCleanup(client.close)
+        return daemon, client
+
+    def page(self, daemon, name):
+        """(status, text) of a page of the monitoring port."""
+        host, port = daemon.addresses["metrics"][0]
+        try:
+            with urllib.request.urlopen(f"http://{host}:{port}/{name}", timeout=PATIENCE) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read().decode()
+
+    def write_some(self, client, name, count):
+        """Write so many keys; what was acknowledged, as a dict."""
+        written = {}
+        for i in range(count):
+            key, value = b"%s-%d" % (name, i), os.urandom(8).hex().encode() * (i % 50)
+            client.write(key, value)
+            written[key] = value
+        return written
+
+    def assertReadOnly(self, daemon, client, contents):
+        """It says so, it refuses writes, it reads on."""
+        status, text = self.page(daemon, "readyz")
+        self.assertEqual((status, text), (503, "read-only\n"))
+        self.assertRaises(ClientError, client.write, b"refused", b"1")
+        self.assertRaises(ClientError, client.delete, next(iter(contents)))
+        self.assertContents(client, contents)
+
+    def assertContents(self, client, contents):
+        self.assertEqual({key: client.read(key) for key in contents}, contents)
+
+
+class FailingDiskTest(SystemCase):
+    """EIO from the block device below a real ext4."""
+
+    skip = disk.missing()
+
+    def setUp(self):
+        super().setUp()
+        self.disk = disk.FailingDisk(self.directory)
+        self.addCleanup(self.disk.detach)
+        try:
+            self.disk.attach()
+        except subprocess.CalledProcessError as error:
+            self.skipTest(f"{error.cmd[0]} does not work here: {error.stdout.strip()}")
+
+    def serve(self):
+        return self.start(f"--data-dir={self.disk.mounted}/data", "--fsync=always", "--segment-size=1MiB")
+
+    def syncs(self, daemon):
+        """(good ones, failed ones) since the start."""
+        text = self.page(daemon, "metrics")[1]
+        names = ("kvstore_fsync_seconds_count", "kvstore_fsync_failures_total")
+        return tuple(float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1]) for name in names)
+
+    def test_nothing_acknowledged_is_lost_and_nothing_is_tried_twice(self):
+        daemon, client = self.serve()
+        contents = self.write_some(client, b"before", 300)
+        good, failed = self.syncs(daemon)
+        self.assertEqual(failed, 0)
+        self.disk.fail()
+        self.assertRaises(ClientError, client.write, b"lost", b"1")
+        self.assertReadOnly(daemon, client, contents)
+        self.disk.mend()
+        self.assertReadOnly(daemon, client, contents)
+        self.assertEqual(self.syncs(daemon), (good, 1))
+        daemon.stop()
+        self.disk.attach_image()
+        daemon, client = self.serve()
+        self.assertContents(client, contents)
+        self.assertRaises(ClientError, client.read, b"refused")
+        contents.update(self.write_some(client, b"after", 10))
+        self.assertEqual(daemon.stop()[0], 0)
+        daemon, client = self.serve()
+        self.assertContents(client, contents)
+        self.assertEqual(daemon.stop()[0], 0)
+
+
+class FailedSyncTest(SystemCase):
+    """One fdatasync that the kernel answers with EIO; the next one would succeed, and prove nothing."""
+
+    skip = None if shutil.which("strace") else "needs strace"
+
+    def trace(self, daemon, log):
+        """Have the next fdatasync of each thread fail."""
+        tracer = subprocess.Popen(
+            ["strace", "-f", "-p", str(daemon.process.pid), "-o", log, "-e", "trace=fdatasync,fsync",
+             "-e", "inject=fdatasync:error=EIO:when=1"],
+            stderr=subprocess.PIPE, text=True)
+        self.addCleanup(tracer.stderr.close)
+        self.addCleanup(tracer.wait)
+        said = tracer.stderr.readline()
+        if "attached" not in said:
+            self.skipTest(f"strace may not trace here: {said.strip()}")
+        return tracer
+
+    def test_a_failed_sync_is_not_tried_again(self):
+        daemon, client = self.start("--fsync=always")
+        contents = self.write_some(client, b"before", 50)
+        log = self.directory / "calls"
+        tracer = self.trace(daemon, log)
+        self.assertRaises(ClientError, client.write, b"lost", b"1")
+        self.assertReadOnly(daemon, client, contents)
+        daemon.stop()
+        tracer.wait()
+        calls = re.findall(r"f(?:data)?sync\(.*", log.read_text())
+        self.assertEqual(len(calls), 1, calls)
+        self.assertIn("INJECTED", calls[0])
+        daemon, client = self.start("--fsync=always")
+        self.assertContents(client, contents)
+        self.assertEqual(daemon.stop()[0], 0)
+
+
+class DescriptorTest(SystemCase):
+    """More clients than descriptors: those who are connected are served, through new segments too."""
+
+    LIMIT = 100
+    LIMITED = ("sh", "-c", f'ulimit -n {LIMIT} && exec "$0" "$@"', *KVSTORE_SERVE)
+
+    def connect(self, daemon):
+        connection = socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE)
+        self.addCleanup(connection.close)
+        return connection
+
+    def is_served(self, connection):
+        """Is there an answer (bool), or was it closed at once?"""
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"status\r")
+            return connection.recv(100) == b"well going our operation\r"
+        return False
+
+    def test_the_data_path_goes_on(self):
+        daemon, client = self.start("--segment-size=1MiB", command=self.LIMITED)
+        contents = self.write_some(client, b"before", 10)
+        connections = [self.connect(daemon) for _ in range(self.LIMIT + 20)]
+        served = sum(map(self.is_served, connections))
+        self.assertTrue(10 < served < self.LIMIT, served)
+        for i in range(300):
+            key, value = b"large-%d" % i, b"%d." % i * 4000
+            client.write(key, value)
+            contents[key] = value
+        self.assertContents(client, contents)
+        self.assertEqual(self.page(daemon, "readyz"), (200, "ok\n"))
+        for connection in connections:
+            connection.close()
+        while not self.is_served(self.connect(daemon)):
+            pass  # it has not noticed yet that the others went
+        self.assertEqual(daemon.stop()[0], 0)
