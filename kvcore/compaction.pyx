@@ -161,7 +161,7 @@ cdef list compaction_choose(Compaction c, Log log, bint thorough):
         used += s.flushed
         buried += s.buried
         small += is_small(log, s)
-    if thorough and buried > c.stuck and (buried - c.stuck) * 10 > used:
+    if buried > c.stuck and (buried - c.stuck) * (10 if thorough else 3) > used:
         # Tombstones go only when no older record can be left outside: all together, then.
         return sealed
     for s in sealed:

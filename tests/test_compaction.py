@@ -161,6 +161,19 @@ class TombstoneTest(CompactionCase):
         tombstones = [r for path in self.segment_paths() for r in self.records_of(path) if r[2] & 1]
         self.assertEqual(tombstones, [])
 
+    def test_tombstones_of_long_keys_go_while_there_is_no_rest(self):
+        store = self.open()
+        for i in range(200):
+            store.put(b"stays%d" % i, os.urandom(1000))
+        for i in range(500):
+            key = (b"k%d" % (i % 20)).ljust(8000, b"-")
+            store.put(key, b"v")
+            store.delete(key)
+            store.flush()
+            if (steps := store.maintenance()) is not None:
+                store.drive(steps)
+        self.assertLess(self.disk_bytes(), 20 * SMALL)
+
 
 class MeanwhileTest(CompactionCase):
     def test_writes_between_any_two_steps(self):
