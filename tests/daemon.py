@@ -33,10 +33,11 @@ def run(directory, *words, **variables):
 class Daemon:
     """A server in the foreground, on free ports unless the options say otherwise.
 
-    When it is made it is ready. `addresses` maps "text" and "metrics" to lists of (host, port).
+    When it is made it is ready. `addresses` maps "text" and "metrics" to lists of (host, port). It is killed when it has not
+    ended after `patience` seconds.
     """
 
-    def __init__(self, directory, *options, command=TWISTD_FOREGROUND):
+    def __init__(self, directory, *options, command=TWISTD_FOREGROUND, patience=PATIENCE):
         self.process = subprocess.Popen(
             [*command, "--text=0", "--metrics=0", *options],
             cwd=directory,
@@ -45,7 +46,7 @@ class Daemon:
             stderr=subprocess.PIPE,
             text=True,
         )
-        self._watchdog = threading.Timer(PATIENCE, self.process.kill)
+        self._watchdog = threading.Timer(patience, self.process.kill)
         self._watchdog.daemon = True
         self._watchdog.start()
         self.output = ""
