@@ -85,15 +85,16 @@ def checkpoint_steps(Log log not None, HashIndex index not None, Deadlines deadl
     cdef ByteBuf content = ByteBuf()
     cdef ByteBuf places = ByteBuf()             # u32: the place in the image's list, by slot
     cdef uint64_t offset = 0, total = log.flushed_total
+    cdef uint32_t seed
     cdef int p
     cdef int fd = <int>files_check(files_open(f, temporary, O_WRONLY | O_CREAT | O_TRUNC), "create", temporary)
     try:
-        put_head(content, log)
-        put_segments(content, places, log)
+        seed = <uint32_t>put_head(content, log)
+        put_segments(content, places, log, seed)
         # Before the partitions: an entry of theirs that is swept away meanwhile must still have its deadline in the image.
-        put_part(content, deadlines.heap.data, sizeof(Deadline), deadlines.heap.len // sizeof(Deadline))
+        put_part(content, deadlines.heap.data, sizeof(Deadline), deadlines.heap.len // sizeof(Deadline), seed + 1)
         for p in range(PARTITIONS):
-            put_partition(content, <uint32_t*>places.data, places.len // 4, &index.partitions[p])
+            put_partition(content, <uint32_t*>places.data, places.len // 4, &index.partitions[p], seed + 2 + p)
             if content.len >= WRITTEN or p % 32 == 31:
                 job = write_job(log, fd, content, offset)
                 yield job
@@ -142,26 +143,29 @@ cdef int fill_head(uint8_t* head, Log log, uint64_t last_version) except -1:
     return 0
 
 
-cdef int put_head(ByteBuf content, Log log) except -1:
+# Returns the checksum of the head: it seeds those of the parts, so that one of another image does not pass for one of this,
+# nor for another of this.
+cdef int64_t put_head(ByteBuf content, Log log) except -1:
     cdef uint8_t head[HEAD]
     cdef uint32_t checksum
     fill_head(head, log, log.last_version)
     checksum = <uint32_t>crc32c_of(head, HEAD, 0)
     bytebuf_append(content, head, HEAD)
-    return bytebuf_append(content, &checksum, sizeof(checksum))
+    bytebuf_append(content, &checksum, sizeof(checksum))
+    return checksum
 
 
 # One part: a count, so many items of `size` bytes, a checksum of both.
-cdef int put_part(ByteBuf content, const void* items, size_t size, uint64_t count) except -1:
+cdef int put_part(ByteBuf content, const void* items, size_t size, uint64_t count, uint32_t seed) except -1:
     cdef size_t start = content.len
     cdef uint32_t checksum
     bytebuf_append(content, &count, sizeof(count))
     bytebuf_append(content, items, size * count)
-    checksum = <uint32_t>crc32c_of(content.data + start, content.len - start, 0)
+    checksum = <uint32_t>crc32c_of(content.data + start, content.len - start, seed)
     return bytebuf_append(content, &checksum, sizeof(checksum))
 
 
-cdef int put_segments(ByteBuf content, ByteBuf places, Log log) except -1:
+cdef int put_segments(ByteBuf content, ByteBuf places, Log log, uint32_t seed) except -1:
     cdef ByteBuf rows = ByteBuf()
     cdef Segment segment
     cdef Row row
@@ -179,10 +183,11 @@ cdef int put_segments(ByteBuf content, ByteBuf places, Log log) except -1:
             row.buried = segment.buried
             bytebuf_append(rows, &row, sizeof(Row))
         bytebuf_append(places, &place, sizeof(place))
-    return put_part(content, rows.data, sizeof(Row), count)
+    return put_part(content, rows.data, sizeof(Row), count, seed)
 
 
-cdef int put_partition(ByteBuf content, const uint32_t* places, size_t slots, const Partition* part) except -1:
+cdef int put_partition(
+        ByteBuf content, const uint32_t* places, size_t slots, const Partition* part, uint32_t seed) except -1:
     cdef size_t start = content.len
     cdef uint64_t count = 0
     cdef uint32_t i, checksum
@@ -198,7 +203,7 @@ cdef int put_partition(ByteBuf content, const uint32_t* places, size_t slots, co
             count += 1
     memcpy(content.data + start, &count, sizeof(count))
     content.len = start + sizeof(count) + count * sizeof(Entry)
-    checksum = <uint32_t>crc32c_of(content.data + start, content.len - start, 0)
+    checksum = <uint32_t>crc32c_of(content.data + start, content.len - start, seed)
     return bytebuf_append(content, &checksum, sizeof(checksum))
 
 
@@ -212,6 +217,7 @@ cdef class Reader:
     cdef int64_t size
     cdef uint64_t offset
     cdef uint64_t last_version
+    cdef uint32_t seed              # of the checksum of the next part
     cdef ByteBuf part
 
     def __cinit__(self):
@@ -248,7 +254,8 @@ cdef class Reader:
             return -1
         self.part.len -= sizeof(checksum)
         memcpy(&checksum, self.part.data + self.part.len, sizeof(checksum))
-        return <int64_t>count if checksum == <uint32_t>crc32c_of(self.part.data, self.part.len, 0) else -1
+        self.seed += 1
+        return <int64_t>count if checksum == <uint32_t>crc32c_of(self.part.data, self.part.len, self.seed - 1) else -1
 
     cdef uint8_t* first(self) noexcept:
         return self.part.data + sizeof(uint64_t)
@@ -278,6 +285,7 @@ cdef Reader open_image(Log log):
     fill_head(expected, log, reader.last_version)
     if memcmp(expected, reader.part.data, HEAD) != 0 or checksum != <uint32_t>crc32c_of(expected, HEAD, 0):
         return None
+    reader.seed = checksum
     return reader
 
 

@@ -142,6 +142,27 @@ class CheckpointTest(CheckpointCase):
         store.close()
         self.assertEqual(check(self.dir).damage, [])
 
+    def test_with_parts_in_each_others_place_it_is_ignored(self):
+        model = {b"%d" % i: b"v" for i in range(1000)}
+        store = self.open()
+        for key, value in model.items():
+            store.put(key, value)
+        store.close()
+        with open(self.path(), "rb") as f:
+            content = f.read()
+        parts, at = [], 44
+        for size in (48, 16, *[16] * 256):
+            end = at + 12 + size * int.from_bytes(content[at:at + 8], "little")
+            parts.append(content[at:end])
+            at = end
+        self.assertEqual(at, len(content))
+        sizes = [len(part) for part in parts]
+        one, two = 2, sizes.index(sizes[2], 3)
+        parts[one], parts[two] = parts[two], parts[one]
+        with open(self.path(), "wb") as f:
+            f.write(content[:44] + b"".join(parts))
+        self.check(self.dir, model, False)
+
     def test_of_another_store_or_of_bytes_that_are_gone_it_is_ignored(self):
         store = self.open(segment_size=SMALL)
         store.put(b"theirs", b"1")
