@@ -49,7 +49,11 @@ def main():
             target.run(options.input.read_bytes())
             return
         print(f"fuzz {options.target}: seed {options.seed}, {options.seconds} s", flush=True)
-        fuzz(target, options.target, options.seconds, options.seed, directory)
+        # libFuzzer ends the process by itself.
+        if os.fork() == 0:
+            fuzz(target, options.target, options.seconds, options.seed, directory)
+        status = os.waitstatus_to_exitcode(os.wait()[1])
+    sys.exit(status)
 
 
 if __name__ == "__main__":

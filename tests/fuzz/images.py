@@ -171,9 +171,9 @@ class Program:
         return taken + bytes(count - len(taken))
 
 
-def places_of(name, content):
-    """Offsets of a file at which something begins."""
-    found = list(range(0, len(content) + 1, GRAIN))
+def pieces_of(name, content):
+    """Offsets of a file at which a record, or a part, begins or ends."""
+    found = [0, len(content)]
     if name.endswith(".seg") and any(content[HEADER:]):
         found += [offset for offset, _, _, _, _ in records(content)]
     elif name.endswith(".ckpt"):
@@ -181,6 +181,8 @@ def places_of(name, content):
         for size in (48, 16, *[16] * 256):
             found.append(offset)
             offset += PART_COUNT + size * struct.unpack_from("<Q", content, offset)[0] + 4
+    elif name == "MANIFEST":
+        found += [i + 1 for i, byte in enumerate(content) if byte == 10]
     return sorted(set(found))
 
 
@@ -191,7 +193,9 @@ class Damager:
         self._image = image
         self._names = sorted(names)
         self._removable = removable
-        self._places = {name: places_of(name, image.files[name]) for name in self._names}
+        self._pieces = {name: pieces_of(name, image.files[name]) for name in self._names}
+        self._places = {
+            name: sorted({*pieces, *range(0, len(image.files[name]), GRAIN)}) for name, pieces in self._pieces.items()}
 
     def damaged(self, data):
         """The files (dict) after the program `data` (bytes) has run; the changed ones are new objects."""
@@ -250,6 +254,17 @@ class Damager:
         content[at:at + len(taken)] = taken[:max(len(content) - at, 0)]
         return content
 
+    def exchange(self, files, name, content, at, program):
+        """Whole parts of a file in each other's place. Not records: no disk moves these, and a good one may stand anywhere."""
+        if name.endswith(".seg"):
+            return content
+        was, pieces = self._image.files[name], self._pieces[name]
+        i, j = (program.number(len(pieces) - 1) for _ in range(2))
+        if i > j:
+            i, j = j, i
+        (a, b), (c, d) = pieces[i:i + 2], pieces[j:j + 2]
+        return was[:a] + was[c:d] + (was[b:c] + was[a:b] if i < j else b"") + was[d:]
+
     def append(self, files, name, content, at, program):
         return content + program.bytes(1 + program.number(64))
 
@@ -263,7 +278,7 @@ class Damager:
 
 EDITS = [
     Damager.flip, Damager.overwrite, Damager.zero, Damager.cut, Damager.remove, Damager.insert, Damager.copy, Damager.append,
-    Damager.put_back, Damager.lose,
+    Damager.put_back, Damager.lose, Damager.exchange,
 ]
 
 
