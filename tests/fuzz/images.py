@@ -255,7 +255,7 @@ class Damager:
         return content
 
     def exchange(self, files, name, content, at, program):
-        """Whole parts of a file in each other's place. Not records: no disk moves these, and a good one may stand anywhere."""
+        """Whole parts of a file in each other's place. Not records: a good one may stand anywhere in its segment."""
         if name.endswith(".seg"):
             return content
         was, pieces = self._image.files[name], self._pieces[name]
