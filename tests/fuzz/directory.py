@@ -231,7 +231,7 @@ class OfflineTarget(DirectoryTarget):
             shutil.rmtree(target)
 
     def judge_saved(self, saved, done, files):
-        found = {key: saved.pop(key, None) for key in self.image.history}
+        found = {key: saved.pop(key, DAMAGED if self.is_repeated(key, files) else None) for key in self.image.history}
         assert saved == {}, f"keys that never were: {sorted(saved)}"
         self.judge(found, files)
         torn = any("torn" in note for note in done.notes)
