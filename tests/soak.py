@@ -37,7 +37,7 @@ LIFE = (40, 120)  # seconds that a server lives, at least and at most
 WARM_UP = 0.4  # of the samples of a life that say nothing
 LEAST_SAMPLES = 5
 # How much the fitted line of a life may rise from its first sample to its last.
-TOLERANCES = {"rss_mib": 8, "fds": 3, "threads": 3, "disk_ratio": 0.25}
+TOLERANCES = {"rss_mib": 8, "fds": 3, "threads": 3, "disk_ratio": 1.0}
 
 
 class Sample(NamedTuple):
