@@ -43,11 +43,51 @@ cdef Cursor scan_prefix(HashIndex index, Log log, Slice prefix):
     return scan_range(index, log, prefix, slice_of(<const char*>end, len(end)))
 
 
+# A damaged key misleads the search for a bound, and then stands beside the place that was found.
+cdef bint is_proven(Cursor c, Segment segment, Order order, size_t place) except -1:
+    cdef uint32_t offsets[2]
+    cdef size_t first = place - 1 if place else 0, n = min(place + 1, order.count) - first, i
+    if order_offsets(order, first, n, offsets) < 0:
+        return False
+    for i in range(n):
+        if damaged_at(c, segment, offsets[i]):
+            return False
+    return True
+
+
+# Is the record there damaged? Only a short one is looked at whole.
+cdef bint damaged_at(Cursor c, Segment segment, uint32_t offset) except -1:
+    cdef ByteBuf copy = ByteBuf()
+    cdef Record r
+    if segment_header(segment, offset, segment.flushed, &r) < 0:
+        return True
+    return r.size <= VERIFIED and (
+        lookup_record(c.log, Location(segment.slot, offset, <uint32_t>r.size), copy, &r) == DAMAGED)
+
+
+# One source for each of the orders. False when they are not to be believed (asked only with `doubt`): nothing is added then.
+cdef bint add_sources(Cursor c, Segment segment, list orders, bint doubt, Slice lo, Slice hi) except -1:
+    cdef Source source
+    cdef Order order
+    cdef list sources = []
+    for order in orders:
+        source = Source()
+        source.segment = segment
+        source.order = order
+        source.next = order_seek(order, segment, lo)
+        source.end = order.count if hi.ptr == NULL else order_seek(order, segment, hi)
+        source.arena = ByteBuf()
+        if doubt and not (is_proven(c, segment, order, source.next) and is_proven(c, segment, order, source.end)):
+            segment.damaged = True
+            return False
+        sources.append(source)
+    c.heap.extend([source for source in sources if refill(c, source)])
+    return True
+
+
 cdef Cursor scan_range(HashIndex index, Log log, Slice lo, Slice hi):
     cdef Cursor c = Cursor()
     cdef Segment segment
-    cdef Source source
-    cdef Order order
     cdef list orders
     c.index = index
     c.log = log
@@ -58,17 +98,8 @@ cdef Cursor scan_range(HashIndex index, Log log, Slice lo, Slice hi):
         if segment is None:
             continue
         orders = order_runs(segment)
-        if orders is None:
-            orders = [order_from_index(c, segment)]
-        for order in orders:
-            source = Source()
-            source.segment = segment
-            source.order = order
-            source.next = order_seek(order, segment, lo)
-            source.end = order.count if hi.ptr == NULL else order_seek(order, segment, hi)
-            source.arena = ByteBuf()
-            if refill(c, source):
-                c.heap.append(source)
+        if orders is None or not add_sources(c, segment, orders, True, lo, hi):
+            add_sources(c, segment, [order_from_index(c, segment)], False, lo, hi)
     for i in range(len(c.heap) // 2, 0, -1):
         sink(c.heap, i - 1)
     return c
@@ -131,7 +162,27 @@ cdef bint refill(Cursor c, Source source) except -1:
             index_prefetch(c.index, name.hash)
             source.arena.len += r.key.len
             source.count += 1
+            if source.count > 1 and is_before(source, source.count - 1, source.count - 2):
+                note_disorder(c, source)
     return source.count > 0
+
+
+cdef inline bint is_before(Source source, int a, int b) noexcept:
+    cdef Name* x = &source.block[a]
+    cdef Name* y = &source.block[b]
+    cdef int order = memcmp(source.arena.data + x.key, source.arena.data + y.key, min(x.key_len, y.key_len))
+    return order < 0 if order else x.key_len < y.key_len
+
+
+# Of the last two names one is damaged: this scan may miss what it hides, and says so at its end if a key points at it; the
+# next one believes this order no more.
+cdef int note_disorder(Cursor c, Source source) except -1:
+    cdef Name* name = &source.block[source.count - 2]
+    source.segment.damaged = True
+    for i in range(2):
+        if source.segment.slot != NO_SLOT and damaged_at(c, source.segment, name[i].offset):
+            c.damaged[source.segment.slot, name[i].offset] = name[i].length
+    return 0
 
 
 cdef inline Slice current(Source source) noexcept:

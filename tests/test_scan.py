@@ -125,6 +125,39 @@ class MovingTest(StoreCase):
         self.assertEqual(list(store.keys()), [b"a", b"b"])
 
 
+class MisleadingKeyTest(StoreCase):
+    def test_a_damaged_key_in_a_saved_order_hides_no_other(self):
+        options = {"segment_size": SMALL}
+        store = self.open(**options)
+        for i in range(1500):
+            store.put(b"key%05d" % (i * 7919 % 1500), bytes(60))
+        list(store.keys())
+        store.close()
+        with open(self.segment_paths()[0], "rb") as f:
+            content = f.read()
+        keys = sorted(key for i in range(1500) if (key := b"key%05d" % i) in content)
+        middle = keys[len(keys) // 2]
+        for word in (b"zzz", b"aaa"):
+            with open(self.segment_paths()[0], "r+b") as f:
+                f.seek(content.index(middle))
+                f.write(word)
+            store = self.open(**options)
+            self.assertEqual(store.recovery["damaged_ranges"], 0)  # it is covered by the checkpoint
+            for key in keys:
+                if key != middle:
+                    self.assertIn(key, self.listed(store, key), (word, key))
+            self.assertLessEqual({b"key%05d" % i for i in range(1500)} - {middle}, set(self.listed(store, b"")))
+            store.close()
+
+    def listed(self, store, prefix):
+        """The keys that come, before a list ends in the error that one is damaged."""
+        found, scan = [], store.keys(prefix)
+        with contextlib.suppress(kvcore.CorruptionError):
+            for key in scan:
+                found.append(key)
+        return found
+
+
 class CacheTest(StoreCase):
     """The .ord files: built, used, and never believed without proof."""
 
