@@ -16,6 +16,8 @@ cdef struct FileTable:
     int (*fdatasync)(void* ctx, int fd) noexcept nogil
     int (*fsync_dir)(void* ctx, const char* path) noexcept nogil
     int (*rename)(void* ctx, const char* source, const char* target) noexcept nogil
+    # Give the file another name, in the same file system.
+    int (*link)(void* ctx, const char* source, const char* target) noexcept nogil
     int (*unlink)(void* ctx, const char* path) noexcept nogil
     int (*mkdir)(void* ctx, const char* path) noexcept nogil
     int (*rmdir)(void* ctx, const char* path) noexcept nogil
@@ -50,6 +52,7 @@ cdef int files_write(Files f, int fd, const void* src, size_t n, uint64_t offset
 # Calls of the table that may wait for the file system's journal, without the GIL. Results as in the table.
 cdef int files_open(Files f, bytes path, int flags) except? -1
 cdef int files_rename(Files f, bytes source, bytes target) except? -1
+cdef int files_link(Files f, bytes source, bytes target) except? -1
 cdef int files_unlink(Files f, bytes path) except? -1
 cdef int files_sync_directory(Files f, bytes path) except? -1
 cdef int files_cut(Files f, int fd, uint64_t size) noexcept

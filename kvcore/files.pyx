@@ -21,9 +21,14 @@ cdef extern from *:
 cdef extern from "<fcntl.h>" nogil:
     int c_open "open"(const char* path, int flags, int mode)
     int fallocate(int fd, int mode, long long offset, long long size)
+    enum: AT_FDCWD
+    enum: AT_SYMLINK_FOLLOW
 
 cdef extern from "<stdio.h>" nogil:
     int c_rename "rename"(const char* source, const char* target)
+
+cdef extern from "<unistd.h>" nogil:
+    int linkat(int from_fd, const char* source, int to_fd, const char* target, int flags)
 
 cdef extern from "<sys/file.h>" nogil:
     int flock(int fd, int operation)
@@ -91,6 +96,11 @@ cdef int posix_fsync_dir(void* ctx, const char* path) noexcept nogil:
 
 cdef int posix_rename(void* ctx, const char* source, const char* target) noexcept nogil:
     return failed(c_rename(source, target))
+
+
+cdef int posix_link(void* ctx, const char* source, const char* target) noexcept nogil:
+    # Followed, or a symbolic link would be given the other name in the place of the file.
+    return failed(linkat(AT_FDCWD, source, AT_FDCWD, target, AT_SYMLINK_FOLLOW))
 
 
 cdef int posix_unlink(void* ctx, const char* path) noexcept nogil:
@@ -198,6 +208,7 @@ cdef class Files:
         self.call.fdatasync = posix_fdatasync
         self.call.fsync_dir = posix_fsync_dir
         self.call.rename = posix_rename
+        self.call.link = posix_link
         self.call.unlink = posix_unlink
         self.call.mkdir = posix_mkdir
         self.call.rmdir = posix_rmdir
@@ -256,6 +267,15 @@ cdef int files_rename(Files f, bytes source, bytes target) except? -1:
     cdef int result
     with nogil:
         result = f.call.rename(f.ctx, before, after)
+    return result
+
+
+cdef int files_link(Files f, bytes source, bytes target) except? -1:
+    cdef const char* name = source
+    cdef const char* other = target
+    cdef int result
+    with nogil:
+        result = f.call.link(f.ctx, name, other)
     return result
 
 

@@ -115,6 +115,7 @@ cdef class HookedFiles(Files):
         self.call.fdatasync = hooked_fdatasync
         self.call.fsync_dir = hooked_fsync_dir
         self.call.rename = hooked_rename
+        self.call.link = hooked_link
         self.call.unlink = hooked_unlink
         self.call.ftruncate = hooked_ftruncate
         self.call.fallocate = hooked_fallocate
@@ -160,6 +161,13 @@ cdef int hooked_rename(void* ctx, const char* source, const char* target) noexce
     with gil:
         said = ask(ctx, "rename", <bytes>target)
         return <int>said if said <= 0 else (<HookedFiles>ctx).real.rename(ctx, source, target)
+
+
+cdef int hooked_link(void* ctx, const char* source, const char* target) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "link", <bytes>source)
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.link(ctx, source, target)
 
 
 cdef int hooked_unlink(void* ctx, const char* path) noexcept nogil:
