@@ -8,8 +8,10 @@ import os
 import shutil
 from typing import NamedTuple
 
+from kvcore import newdir
 from kvcore.check import damage_dicts, damage_lines, holder_line, holder_of
-from kvcore.errors import StorageError, UsageError
+from kvcore.errors import StorageError
+from kvcore.files import Files
 from kvcore.library import Store
 from kvcore.survey import Survey
 
@@ -39,57 +41,18 @@ def salvage(path, target, progress=None):
     path, target = os.fsdecode(path), os.fsdecode(target)
     holder = holder_of(path)
     survey = Survey(path)
-    if _is_inside(target, path):
-        raise UsageError(f"{target} is inside {path}, where nothing is changed; name a directory elsewhere")
-    made = _prepare(target)
     building = os.path.join(target, UNFINISHED)
-    try:
-        survey.read(progress)
-        with Store(building, fsync="no", autoflush=False, max_value_size=LONGEST_VALUE) as store:
-            keys = survey.copy_into(store, progress)
-        _move_up(building, target)
-    except BaseException:
-        _clear(target)
-        if made:
-            os.rmdir(target)
-        raise
+    with newdir.filling(target, path, Files()):
+        try:
+            survey.read(progress)
+            with Store(building, fsync="no", autoflush=False, max_value_size=LONGEST_VALUE) as store:
+                keys = survey.copy_into(store, progress)
+            _move_up(building, target)
+        except BaseException:
+            shutil.rmtree(building, ignore_errors=True)
+            raise
     hidden = any(item.hides for item in survey.damage) or not survey.listed
     return Salvaged(path, holder, target, keys, survey.damage, survey.notes, hidden)
-
-
-def _is_inside(target, path):
-    inner, outer = os.path.realpath(target), os.path.realpath(path)
-    return os.path.commonpath([inner, outer]) == outer
-
-
-def _ours(target):
-    """What stands in a directory but for what a file system or a desktop puts there (list of str)."""
-    return [name for name in os.listdir(target) if name != "lost+found" and not name.startswith(".")]
-
-
-def _clear(target):
-    """Take away what was made in a directory that was empty."""
-    shutil.rmtree(os.path.join(target, UNFINISHED), ignore_errors=True)
-    for name in _ours(target):
-        os.unlink(os.path.join(target, name))
-
-
-def _prepare(target):
-    """Make sure that there is an empty directory; return whether it was made (bool)."""
-    try:
-        os.mkdir(target, 0o700)
-        return True
-    except FileExistsError:
-        pass
-    except OSError as error:
-        raise StorageError(error.errno, f"cannot create directory {target}: {error.strerror}") from error
-    try:
-        names = _ours(target)
-    except OSError as error:
-        raise StorageError(error.errno, f"cannot list {target}: {error.strerror}") from error
-    if names:
-        raise UsageError(f"{target} is not empty; name a directory that is, or one that is not there yet")
-    return False
 
 
 def _move_up(building, target):
