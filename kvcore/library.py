@@ -2,6 +2,7 @@
 
 from collections.abc import MutableMapping
 
+from kvcore.backup import backup_open, last_backup
 from kvcore.store import Store as Handle
 
 
@@ -9,7 +10,8 @@ class Store(Handle, MutableMapping):
     """A persistent mapping of bytes to bytes, in byte order of its keys. Opened by kvcore.open.
 
     Belongs to the thread and the process that opened it: any other gets a UsageError. Besides the methods of a mapping
-    there are put (with a ttl), batch, keys, items and values with a prefix, flush, sync, checkpoint, compact, stats, close.
+    there are put (with a ttl), batch, keys, items and values with a prefix, flush, sync, checkpoint, compact, backup, stats,
+    close.
     """
 
     def __getitem__(self, key):
@@ -43,5 +45,18 @@ class Store(Handle, MutableMapping):
         """Delete every key. Raises as delete does."""
         for key in self.keys():
             self.delete(key)
+
+    def backup(self, directory):
+        """Copy the store, as it is now, into `directory` (str, bytes or path-like), which is empty or not there yet.
+
+        Returns a kvcore.backup.Backup. Takes as long as it takes. Raises UsageError, StorageError, ClosedError; nothing is
+        left in the directory then.
+        """
+        return backup_open(self, directory)
+
+    @property
+    def last_backup(self):
+        """Unix time (int) of the moment that the last good backup holds, whoever made it; 0: there was none."""
+        return last_backup(self)
 
     __hash__ = None

@@ -27,7 +27,7 @@ SEGMENT_NAME = re.compile(rb"([0-3]\d{9})\.seg")
 ORDER_NAME = re.compile(rb"([0-3]\d{9})\.ord(\.tmp)?")
 OUR_NAMES = (
     b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"index.ckpt", b"index.ckpt.tmp", b"RESERVE", b"quarantine",
-    b"lost+found")
+    b"LAST_BACKUP", b"LAST_BACKUP.tmp", b"lost+found")
 
 
 cdef class Recovered:

@@ -133,6 +133,8 @@ def store_families(store):
         store.recovery["damaged_ranges"])
     yield GaugeMetricFamily(
         "kvstore_recovery_seconds", "How long opening the store took, in seconds.", store.recovery["seconds"])
+    yield GaugeMetricFamily(
+        "kvstore_last_backup_timestamp_seconds", "Unix time of the last good backup; 0: none.", store.last_backup)
     state = GaugeMetricFamily("kvstore_state", "1 for the state the store is in.", labels=("state",))
     for name in STATES:
         state.add_metric((name,), store.state == name)

@@ -1,4 +1,4 @@
-"""Commands over a data directory that need no server: check, salvage, log. They never change it."""
+"""Commands over a data directory that need no server: check, salvage, log, backup, restore. They never change its data."""
 
 import contextlib
 import json
@@ -20,15 +20,25 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 
 
 @contextlib.contextmanager
-def _errors():
-    """What the engine refuses is a line and status 2."""
+def _errors(status: int = 2):
+    """What the engine refuses is a line and this exit status."""
     from kvcore.errors import KVError
 
     try:
         yield
     except KVError as error:
         click.echo(f"kvstore: {error}", err=True)
-        sys.exit(2)
+        sys.exit(status)
+
+
+@contextlib.contextmanager
+def _interrupts(what: str, status: int = INTERRUPTED):
+    """Ctrl-C is a line and this exit status. what: of which nothing is left then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(f"kvstore: interrupted; nothing is left of {what}", err=True)
+        sys.exit(status)
 
 
 @contextlib.contextmanager
@@ -75,14 +85,46 @@ def salvage(directory: str, target: str, as_json: bool) -> None:
     """
     from kvcore import salvage
 
-    try:
-        with _errors(), _progress(directory, "salvaging", times=2) as progress:
-            done = salvage.salvage(directory, target, progress)
-    except KeyboardInterrupt:
-        click.echo(f"kvstore: interrupted; nothing is left of the new store in {target}", err=True)
-        sys.exit(INTERRUPTED)
+    with _interrupts(f"the new store in {target}"), _errors(), _progress(directory, "salvaging", times=2) as progress:
+        done = salvage.salvage(directory, target, progress)
     _show(salvage.salvaged_lines(done), salvage.salvaged_dict(done), as_json)
     sys.exit(0 if salvage.is_whole(done) else 1)
+
+
+@click.command()
+@directory_argument
+@click.argument("target", metavar="TARGET", type=click.Path())
+def backup(directory: str, target: str) -> None:
+    """Copy the store in the data directory DIR, as it is at one moment, into TARGET.
+
+    A server may be running there; it is not asked for anything. TARGET is empty or not there yet. On the same file system
+    segments that no longer change are linked, not copied: they take no space, but damage to them is damage to both.
+
+    The exit status is 0 when the backup is whole and on the disk; else it is 1, and nothing is left in TARGET.
+    """
+    from kvcore.backup import backup
+
+    with _interrupts(f"the backup in {target}", 1), _errors(1), _progress(directory, "copying") as progress:
+        done = backup(directory, target, progress)
+    if done.unnoted:
+        click.echo(f"kvstore: the backup is good, but its time was not noted: {done.unnoted}", err=True)
+    click.echo(f"{done.segments} segments, {done.bytes} bytes in {target}, {done.linked_bytes} of them linked")
+
+
+@click.command()
+@click.argument("directory", metavar="BACKUP", type=click.Path(exists=True, file_okay=False))
+@click.argument("target", metavar="DIR", type=click.Path())
+def restore(directory: str, target: str) -> None:
+    """Check the backup in BACKUP, copy it into DIR, and open it there once to prove it.
+
+    BACKUP is not changed, nor shared with DIR, which is empty or not there yet. The exit status is 0 when DIR is ready for a
+    server; else it is 1, and nothing is left in DIR.
+    """
+    from kvcore.restore import restore
+
+    with _interrupts(f"the store in {target}", 1), _errors(1), _progress(directory, "restoring", times=2) as progress:
+        done = restore(directory, target, progress)
+    click.echo(f"{done.keys} keys, {done.bytes} bytes in {target}")
 
 
 class _When(click.ParamType):
@@ -177,4 +219,4 @@ def log(directory: str, since: int | None, key: str | None, follow: bool, as_jso
     sys.exit(1 if told else 0)
 
 
-COMMANDS = (check, salvage, log)
+COMMANDS = (check, salvage, log, backup, restore)
