@@ -11,18 +11,16 @@ from kvcore.log cimport log_copy, log_segment
 from kvcore.lookup cimport NOT_FOUND, lookup_entry
 from kvcore.order cimport order_path
 from kvcore.record cimport (
-    RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_TOMBSTONE, Record, record_decode, record_encode, record_of,
-    record_wrong_bit)
+    RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_TOMBSTONE, Record, record_decode, record_encode, record_of)
 from kvcore.segment cimport SEGMENT_HEADER, SEGMENT_LIMIT, segment_map
 from kvcore.types cimport Location, slice_of, uint8_t
 from kvcore.walk cimport (
     SPAN_BROKEN, SPAN_DAMAGED, SPAN_GOOD, SPAN_TORN, Span, SpanKind, walk_begin, walk_data_end, walk_fetch,
-    walk_latest, walk_note_synced, walk_step)
+    walk_latest, walk_lost, walk_note_synced, walk_step)
 
 
 cdef enum:
     KEPT = 1 << 20              # bytes copied to the quarantine at a time
-    SEARCHED = 16 << 20         # bytes of a damaged record up to which a single wrong bit is looked for
 
 cdef uint64_t DAY = <uint64_t>86400000 << 20
 
@@ -102,42 +100,21 @@ cdef int apply_good(Replay p, const Record* r, Location at) except -1:
     return 0
 
 
-# Reading the key of a damaged record shall be an error, not an older value, so its entry stays in the index. The key is
-# certain when a single wrong bit explains the damage; else it is taken as it stands, if the lengths were right (`framed`).
-# Its version counts when it fits behind the one before it; otherwise the record wins. Returns the key, None when it is
-# unknown, and whether it is certain.
-cdef tuple apply_lost(Replay p, Segment s, Location at, bint framed):
-    cdef uint8_t* data = <uint8_t*>walk_fetch(p, s, at.offset, at.length, s.allocated)
-    cdef int64_t bit = record_wrong_bit(data, at.length, s.seed) if RECORD_HEADER <= at.length <= SEARCHED else -1
-    cdef Record r
-    cdef bytes key = None
-    if bit >= 0:
-        data[bit // 8] ^= 1 << bit % 8
-    if (framed or bit >= 0) and record_decode(data, at.length, &r) == 0 and r.size == at.length and (
-            r.flags & RECORD_KIND == 0):
-        if not p.previous < r.version <= walk_latest(p):
-            r.version = walk_latest(p)
-        key = r.key.ptr[:r.key.len]
-        apply(p, &r, at)
-        p.lost[(at.segment, at.offset)] = key
-    if bit >= 0:
-        data[bit // 8] ^= 1 << bit % 8
-    return key, key is not None and bit >= 0
-
-
-# Account for a span of damaged bytes.
+# Account for a span of damaged bytes. Reading the key of a damaged record shall be an error, not an older value, so its
+# entry stays in the index. Its version counts when it fits behind the one before it; otherwise the record wins.
 cdef int replay_damage(Replay p, Segment s, Location at, const Span* span) except -1:
-    cdef uint64_t offset = span.start
     cdef Record r
+    cdef bytes key
     cdef list keys = []
-    while offset < span.end:
-        at.offset = <uint32_t>offset
-        at.length = <uint32_t>(span.end - offset)
-        if span.framed:
-            record_decode(walk_fetch(p, s, offset, RECORD_HEADER, s.allocated), s.allocated - offset, &r)
-            at.length = <uint32_t>r.size
-        keys.append(apply_lost(p, s, at, span.framed))
-        offset += at.length
+    for offset, length, key, version, certain in walk_lost(p, s, span):
+        keys.append((key, certain))
+        if key is not None:
+            at.offset = <uint32_t>offset
+            at.length = <uint32_t>length
+            r = record_of(0, slice_of(<const char*>key, len(key)), slice_of(NULL, 0), 0)
+            r.version = version if p.previous < version <= walk_latest(p) else walk_latest(p)
+            apply(p, &r, at)
+            p.lost[(at.segment, at.offset)] = key
     return note_damage(p, s, span.start, span.end, DAMAGED, keys)
 
 
@@ -163,7 +140,7 @@ cdef list keys_between(Replay p, Segment s, uint64_t start, uint64_t end):
     return keys
 
 
-# Bytes that do not count; what is wrong with them; the keys of their records as apply_lost gives them.
+# Bytes that do not count; what is wrong with them; the keys of their records, and whether each is certain.
 cdef int note_damage(Replay p, Segment s, uint64_t start, uint64_t end, str what, list keys) except -1:
     p.damaged_ranges += 1
     if p.ranges is None:

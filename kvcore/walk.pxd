@@ -52,6 +52,10 @@ cdef void walk_begin(Walk w, uint64_t start) noexcept
 # MemoryError.
 cdef SpanKind walk_step(Walk w, Segment s, uint64_t data_end, bint last, Span* span) except? SPAN_END
 
+# The bad records of a damaged span, as far as they can be told apart: a list of (offset, length, key or None, version,
+# is the key certain). Raises StorageError, MemoryError.
+cdef list walk_lost(Walk w, Segment s, const Span* span)
+
 # At least n bytes of the segment from `offset` on, or all up to `end`. Raises StorageError, MemoryError.
 cdef const uint8_t* walk_fetch(Walk w, Segment s, uint64_t offset, size_t n, uint64_t end) except NULL
 

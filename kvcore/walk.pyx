@@ -6,7 +6,7 @@ from kvcore.bytebuf cimport bytebuf_reserve
 from kvcore.files cimport files_check, files_read
 from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_MORE, record_decode, record_seed,
-    record_verify)
+    record_verify, record_wrong_bit)
 from kvcore.segment cimport SEGMENT_HEADER
 
 from kvcore.errors import StorageError
@@ -15,6 +15,7 @@ from kvcore.errors import StorageError
 cdef enum:
     CHUNK = 1 << 20             # bytes read at a time
     BLOCK = 4096                # bytes of a disk that fail together
+    WRONG_BIT = 16 << 20        # bytes of a damaged record up to which a single wrong bit is looked for
     SEARCH_FACTOR = 16          # a search for the next good record checksums at most so many times the bytes searched
 
 cdef uint64_t OLDEST = <uint64_t>1577836800000 << 20        # version of 2020-01-01
@@ -268,3 +269,35 @@ cdef SpanKind walk_step(Walk w, Segment s, uint64_t data_end, bint last, Span* s
         span.framed = end != 0
         return SPAN_DAMAGED
     return SPAN_END
+
+
+# (key, version, certain) of the n damaged bytes at offset, if they are one record: certain when a single wrong bit
+# explains the damage; else as it stands there, if the lengths were right (`framed`). None when the key cannot be known.
+cdef tuple lost_record(Walk w, Segment s, uint64_t offset, size_t n, bint framed):
+    cdef uint8_t* data = <uint8_t*>walk_fetch(w, s, offset, n, s.allocated)
+    cdef int64_t bit = record_wrong_bit(data, n, s.seed) if RECORD_HEADER <= n <= WRONG_BIT else -1
+    cdef Record r
+    cdef bytes key = None
+    if bit >= 0:
+        data[bit // 8] ^= 1 << bit % 8
+    if (framed or bit >= 0) and record_decode(data, n, &r) == 0 and r.size == n and r.flags & RECORD_KIND == 0:
+        key = r.key.ptr[:r.key.len]
+    if bit >= 0:
+        data[bit // 8] ^= 1 << bit % 8
+    return key, r.version if key is not None else 0, key is not None and bit >= 0
+
+
+cdef list walk_lost(Walk w, Segment s, const Span* span):
+    cdef uint64_t offset = span.start
+    cdef size_t n
+    cdef Record r
+    cdef list found = []
+    while offset < span.end:
+        n = span.end - offset
+        if span.framed:
+            record_decode(walk_fetch(w, s, offset, RECORD_HEADER, s.allocated), s.allocated - offset, &r)
+            n = r.size
+        key, version, certain = lost_record(w, s, offset, n, span.framed)
+        found.append((offset, n, key, version, certain))
+        offset += n
+    return found
