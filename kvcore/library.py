@@ -3,6 +3,7 @@
 from collections.abc import MutableMapping
 
 from kvcore.backup import backup_open, last_backup
+from kvcore.scrub import Scrub
 from kvcore.store import Store as Handle
 
 
@@ -10,8 +11,8 @@ class Store(Handle, MutableMapping):
     """A persistent mapping of bytes to bytes, in byte order of its keys. Opened by kvcore.open.
 
     Belongs to the thread and the process that opened it: any other gets a UsageError. Besides the methods of a mapping
-    there are put (with a ttl), batch, keys, items and values with a prefix, flush, sync, checkpoint, compact, backup, stats,
-    close.
+    there are put (with a ttl), batch, keys, items and values with a prefix, flush, sync, checkpoint, compact, scrub, backup,
+    stats, close.
     """
 
     def __getitem__(self, key):
@@ -53,6 +54,15 @@ class Store(Handle, MutableMapping):
         left in the directory then.
         """
         return backup_open(self, directory)
+
+    def scrub(self):
+        """Read all sealed segments and verify every record; return what is damaged, a list of kvcore.survey.Damage.
+
+        Raises StorageError, ClosedError. kvcore.scrub.Scrub does the same step by step.
+        """
+        scrub = Scrub(self)
+        self.drive(scrub.steps())
+        return scrub.damage
 
     @property
     def last_backup(self):

@@ -65,16 +65,18 @@ cdef class Metrics:
 
 
 class Collector:
-    """What prometheus_client asks when somebody scrapes. metrics: Metrics; store: kvcore.Store."""
+    """What prometheus_client asks when somebody scrapes. Of a Metrics, a kvcore.Store and its kvcore.scrub.Scrub."""
 
-    def __init__(self, metrics, store):
+    def __init__(self, metrics, store, scrub):
         self._metrics = metrics
         self._store = store
+        self._scrub = scrub
 
     def collect(self):
         """Yield the metric families."""
         yield from server_families(self._metrics)
         yield from store_families(self._store)
+        yield from scrub_families(self._scrub)
 
 
 def server_families(Metrics m not None):
@@ -139,3 +141,14 @@ def store_families(store):
     for name in STATES:
         state.add_metric((name,), store.state == name)
     yield state
+
+
+def scrub_families(scrub):
+    yield CounterMetricFamily(
+        "kvstore_scrubbed_bytes", "Bytes of sealed segments read and verified by the scrub.", scrub.bytes)
+    yield GaugeMetricFamily(
+        "kvstore_scrub_damaged_ranges", "Damaged stretches that the scrub has found in segments that are still there.",
+        len(scrub.damage))
+    yield GaugeMetricFamily(
+        "kvstore_last_scrub_timestamp_seconds", "Unix time of the end of the last full pass of the scrub; 0: none yet.",
+        scrub.passed_at)

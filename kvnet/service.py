@@ -18,6 +18,7 @@ from kvnet.maintenance import Maintenance
 from kvnet.metrics import Collector, Metrics
 from kvnet.process import StartError, clients_possible
 from kvnet.protocol import TextFactory
+from kvnet.scrubber import Scrubber
 from kvnet.web import MonitorSite
 
 log = Logger()
@@ -42,6 +43,7 @@ class Server(MultiService):
         self._registry = CollectorRegistry()
         self._commit = None
         self._maintenance = None
+        self._scrubber = None
         self._jobs = set()
         site = MonitorSite(reactor, self._registry, self._readiness)
         for name, factory in (("text", self._gate), ("metrics", site)):
@@ -97,7 +99,8 @@ class Server(MultiService):
             executor=self._execute,
         )
         metrics = Metrics()
-        self._registry.register(Collector(metrics, self.store))
+        self._scrubber = Scrubber(self.store, self._reactor)
+        self._registry.register(Collector(metrics, self.store, self._scrubber.scrub))
         self._commit = Commit(self.store, metrics, self._reactor)
         self._gate.factory = TextFactory(
             self.store,
@@ -112,6 +115,7 @@ class Server(MultiService):
         self._commit.start()
         self._maintenance = Maintenance(self.store, self._reactor)
         self._maintenance.start()
+        self._scrubber.start()
 
     def _release(self) -> None:
         """Take back what a start that failed has done."""
@@ -128,6 +132,7 @@ class Server(MultiService):
         # Each step is worth doing when the one before it failed.
         cut = await self._attempt(self._drain)
         await self._attempt(self._maintenance.stop)
+        await self._attempt(self._scrubber.stop)
         await self._attempt(self._commit.stop)
         while self._jobs:
             await DeferredList(self._jobs)

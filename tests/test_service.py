@@ -127,6 +127,16 @@ class FakeParts:
         yield GaugeMetricFamily("kvstore_keys", "Keys in the store.", 3)
 
 
+class FakeScrubber:
+    scrub = None
+
+    def start(self):
+        pass
+
+    def stop(self):
+        return succeed(None)
+
+
 class ServerTests(SynchronousTestCase):
     """The order of things, with a stand-in for every part."""
 
@@ -138,7 +148,8 @@ class ServerTests(SynchronousTestCase):
         self.open_error = None
         self.patch(kvcore, "open", self.open)
         self.patch(service, "Metrics", lambda: None)
-        self.patch(service, "Collector", lambda metrics, store: self.parts)
+        self.patch(service, "Collector", lambda metrics, store, scrub: self.parts)
+        self.patch(service, "Scrubber", lambda store, reactor: FakeScrubber())
         self.patch(service, "Commit", lambda store, metrics, reactor: self.parts)
         self.patch(service, "TextFactory", lambda store, commit, metrics, reactor, **limits: self.parts)
         self.events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
