@@ -53,7 +53,7 @@ cdef class Log:
     cdef uint64_t reserve               # bytes of the reserve on the disk
     cdef bint short_of_space            # some was given up, or could not be had: what is left is for making room
     cdef int64_t reserve_tried_at       # clock
-    cdef readonly bint full_disk        # the last flush found no space; the next one that does clears it
+    cdef readonly bint full_disk        # the last flush found no space; what does find some clears it
     cdef readonly str broken            # why writing has ended for good, or None
 
 
@@ -108,7 +108,8 @@ cdef int log_mark(Log log) except -1
 # Hand the buffer to the kernel. Raises StorageError; then the file ends where it did before, and the buffer stands.
 cdef int log_flush(Log log) except -1
 
-# Have the reserve on the disk; log.short_of_space says whether there was no space for it.
+# Have the reserve on the disk; log.short_of_space says whether there was no space for it. After a write that found none it
+# takes a little more to believe that there is.
 cdef int log_take_reserve(Log log) except -1
 
 # Give the reserve up but for `left` bytes, for what makes room. False: there is no more than that.

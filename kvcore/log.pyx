@@ -34,6 +34,7 @@ cdef enum:
     MARK_MS = 1000                  # ... or a second
     RESERVE_SIZE = 256 << 10        # bytes: some thousand tombstones, and what it takes to compact what they bury
     RESERVE_LAST = 64 << 10         # of them not for tombstones
+    RESERVE_PROOF = 64 << 10        # bytes that must be free besides, after a write found no space
     RESERVE_MS = 1000               # between looks whether there is space again
 
 RESERVE_NAME = b"RESERVE"
@@ -148,17 +149,22 @@ cdef void take_ahead(Log log, uint64_t end) noexcept:
 
 cdef int log_take_reserve(Log log) except -1:
     cdef bytes path = os.path.join(log.path, RESERVE_NAME)
+    cdef uint64_t wanted = RESERVE_SIZE + RESERVE_PROOF if log.full_disk else RESERVE_SIZE
     cdef int result, fd
     log.reserve_tried_at = log.files.call.clock(log.files.ctx)
     log.reserve = 0
     fd = files_open(log.files, path, O_RDWR | O_CREAT)
     result = fd
     if fd >= 0:
-        result = log.files.call.fallocate(log.files.ctx, fd, 0, RESERVE_SIZE)
+        result = log.files.call.fallocate(log.files.ctx, fd, 0, wanted)
+        if log.files.call.size(log.files.ctx, fd) > RESERVE_SIZE:
+            files_cut(log.files, fd, RESERVE_SIZE)
         log.reserve = max(log.files.call.size(log.files.ctx, fd), <int64_t>0)
         log.files.call.close(log.files.ctx, fd)
     # Where space cannot be taken ahead there is no reserve, and a full disk is noticed by the write it refuses.
     log.short_of_space = -result in NO_SPACE
+    if result == 0:
+        log.full_disk = False
     return 0
 
 

@@ -225,7 +225,7 @@ cdef class Store:
         sweep(self, SWEPT)
         if self.log.broken is not None:
             return None
-        if self.log.short_of_space:
+        if self.state == "full":
             log_take_reserve(self.log)
         if checkpoint_due(self.log, self.index):
             return self.checkpoint_steps()
