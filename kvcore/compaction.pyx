@@ -23,6 +23,7 @@ from kvcore.log import NO_SPACE, PASSING
 cdef enum:
     CHUNK = 1 << 19             # bytes of a source read at a time
     AT_ONCE = 8                 # sources of a run, unless tombstones need them all
+    RESERVE_OTHER = 16 << 10    # bytes of a full disk's reserve that manifest and output need besides what is copied
     SMALL_SHARE = 4             # a segment of less than one part in so many of the full size is small
 
 
@@ -163,7 +164,7 @@ cdef list compaction_choose(Compaction c, Log log, bint thorough):
         small += is_small(log, s)
     if buried > c.stuck and (buried - c.stuck) * (10 if thorough else 3) > used:
         # Tombstones go only when no older record can be left outside: all together, then.
-        return sealed
+        return fitting(log, sealed)
     for s in sealed:
         gain = s.dead - min(s.dead, s.buried)
         if gain * 20 > s.flushed if thorough else gain * 10 > s.flushed * 3:
@@ -171,7 +172,22 @@ cdef list compaction_choose(Compaction c, Log log, bint thorough):
         elif small > AT_ONCE and is_small(log, s):
             chosen.append(s)
     chosen.sort(key=waste, reverse=True)
-    return chosen[:AT_ONCE] if len(chosen) > 1 or any(waste(s) for s in chosen) else []
+    return fitting(log, chosen[:AT_ONCE]) if len(chosen) > 1 or any(waste(s) for s in chosen) else []
+
+
+# On a full disk: those whose copies fit into the reserve. A run that has to be given up half-way would use it up for nothing.
+cdef list fitting(Log log, list sources):
+    cdef Segment s
+    cdef list kept = []
+    cdef uint64_t needed, room = max(log.reserve, <uint64_t>RESERVE_OTHER) - RESERVE_OTHER
+    if not log.full_disk and not log.short_of_space:
+        return sources
+    for s in sources:
+        needed = s.flushed - SEGMENT_HEADER - s.dead + s.buried
+        if needed <= room:
+            kept.append(s)
+            room -= needed
+    return kept
 
 
 cdef list unfinished(Log log):
