@@ -22,6 +22,13 @@ BACK_OFF = 60.0  # seconds after a failure, for a full disk to be noticed
 log = Logger()
 
 
+def state_in_words(store):
+    """The state of a kvcore.Store (str): "ok", or the word for it, a colon, and what that means."""
+    if store.state == "full":
+        return "full: the disk has no space left; values are refused, reads and deletes go on"
+    return f"{store.state}: {store.reason}" if store.reason else store.state
+
+
 class Maintenance:
     """Looks after one store. store: kvcore.Store; reactor: provides time, threads and callLater."""
 
@@ -37,6 +44,7 @@ class Maintenance:
         self._stopped = None
         self._written = -1
         self._written_at = reactor.seconds()
+        self._state = "ok"
         self._not_before = 0.0
 
     def start(self):
@@ -78,6 +86,7 @@ class Maintenance:
         written = self._store.stats()["written_bytes"]
         if written != self._written:
             self._written, self._written_at = written, now
+        self._tell_state()
         if self._next_sweep is None:
             self._sweep()
         if self._steps is not None or self._running or now < self._not_before:
@@ -88,6 +97,11 @@ class Maintenance:
             self._failed(error)
         if self._steps is not None:
             self._next()
+
+    def _tell_state(self):
+        if self._store.state != self._state:
+            self._state = self._store.state
+            (log.info if self._state == "ok" else log.error)("the store is {state}", state=state_in_words(self._store))
 
     def _next(self):
         self._next_call = None

@@ -14,7 +14,7 @@ import kvcore
 from kvcore.errors import KVError
 from kvnet.commit import Commit
 from kvnet.listen import Listener
-from kvnet.maintenance import Maintenance
+from kvnet.maintenance import Maintenance, state_in_words
 from kvnet.metrics import Collector, Metrics
 from kvnet.process import StartError, clients_possible
 from kvnet.protocol import TextFactory
@@ -165,7 +165,7 @@ class Server(MultiService):
         done.addBoth(lambda _: self._jobs.discard(done))
 
     def _readiness(self) -> str:
-        return "loading" if self.store is None else self.store.state
+        return "loading" if self.store is None else state_in_words(self.store)
 
 
 def _tell(failure: Failure) -> None:

@@ -15,7 +15,7 @@ Page = tuple[int, str, bytes]  # status, content type, body
 
 
 class MonitorSite(Site):
-    """The site; `readiness` says "ok", or in a word why the server cannot do all of its work."""
+    """The site; `readiness` says "ok", or in a line why the server cannot do all of its work."""
 
     noisy = False
 

@@ -1,5 +1,8 @@
 """The server's maintenance, with a clock and threads that the tests move by hand."""
 
+from twisted.internet.testing import EventLoggingObserver
+from twisted.logger import LogLevel, formatEvent, globalLogPublisher
+
 from kvcore.errors import StorageError
 from kvnet.maintenance import Maintenance
 from tests.support import StoreCase
@@ -26,6 +29,7 @@ class FakeStore:
     """A store whose maintenance the test writes down."""
 
     def __init__(self):
+        self.state, self.reason = "ok", None
         self.written_bytes = 0
         self.trace = []
         self.tasks = []
@@ -79,6 +83,17 @@ class PacingTest(StoreCase):
         self.store.written_bytes += 1
         self.reactor.advance(0.5)
         self.assertEqual(self.store.trace[-1], "busy")
+
+    def test_a_change_of_state_is_told_once(self):
+        events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
+        for self.store.state in ("ok", "full", "full", "ok", "read-only", "read-only"):
+            self.store.reason = "no more" if self.store.state == "read-only" else None
+            self.reactor.advance(0.5)
+        self.assertEqual([(event["log_level"], formatEvent(event)) for event in events], [
+            (LogLevel.error, "the store is full: the disk has no space left; values are refused, reads and deletes go on"),
+            (LogLevel.info, "the store is ok"),
+            (LogLevel.error, "the store is read-only: no more"),
+        ])
 
     def test_many_expired_keys_go_in_slices_with_pauses(self):
         self.store.expired = 3

@@ -1,4 +1,4 @@
-"""Pages that go under the mapping: a sealed segment is cut short under an open store. Reading them is an error, not the end."""
+"""Pages that go under the mapping: a sealed segment is cut short under an open store. Reading them is an error, no more."""
 
 import os
 import signal
