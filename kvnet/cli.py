@@ -187,12 +187,27 @@ def compact(directory: str) -> None:
 
 
 @main.command()
+@click.option("--verbose", is_flag=True, help="Ask the monitoring port for state, sizes, last sync and backup, damage.")
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65535), default=9464, show_default=True, help="That port, for --verbose.")
 @_at_server
 @click.pass_obj
-def status(server: dict[str, str]) -> None:
-    """Print what the server says about itself."""
+def status(server: dict[str, str], verbose: bool, metrics_port: int) -> None:
+    """Print what the server says about itself.
+
+    With --verbose the exit status is also 1 when the server cannot do all of its work: the disk is full, say.
+    """
     with _client(server) as client:
         click.echo(client.status())
+    if verbose:
+        from kvnet import monitor
+
+        try:
+            ready, lines = monitor.report(server["host"], metrics_port)
+        except monitor.MonitorError as error:
+            raise _Failed(str(error)) from error
+        click.echo("\n".join(lines))
+        sys.exit(0 if ready else 1)
 
 
 for command in offline.COMMANDS:
