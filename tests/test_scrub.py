@@ -110,13 +110,14 @@ class FindingTest(ScrubCase):
         for key in self.pairs:
             self.store.put(key, b"new")
         for stop in range(6):
-            scrub = Scrub(self.store)
+            told = []
+            scrub = Scrub(self.store, told.append)
             for number, job in enumerate(scrub.steps()):
                 if number == stop:
                     self.store.drive(self.store.compaction_of(self.store.sealed_ids()[:2]))
                 job.run()
                 job.finish()
-            self.assertEqual(scrub.damage, [])
+            self.assertEqual((told, scrub.damage), ([], []))
         self.assertEqual(dict(self.store.items()), dict.fromkeys(self.pairs, b"new"))
 
     def test_a_store_that_is_closed(self):
