@@ -175,7 +175,7 @@ cdef list compaction_choose(Compaction c, Log log, bint thorough):
     return fitting(log, chosen[:AT_ONCE]) if len(chosen) > 1 or any(waste(s) for s in chosen) else []
 
 
-# On a full disk: those whose copies fit into the reserve. A run that has to be given up half-way would use it up for nothing.
+# On a full disk: those whose copies fit into the reserve. A run that is given up half-way would use it up for nothing.
 cdef list fitting(Log log, list sources):
     cdef Segment s
     cdef list kept = []
