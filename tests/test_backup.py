@@ -11,9 +11,11 @@ import threading
 import kvcore
 from kvcore.backup import backup
 from kvcore.check import check
+from kvcore.crashfs import CrashFiles
 from kvcore.restore import restore
 from tests.daemon import run
 from tests.probe import HandFiles, HookedFiles
+from tests.support import StoreCase, at_once
 from tests.test_check import snapshot
 from tests.test_faults import file_of
 from tests.test_recovery import HEADER, SMALL, CrashCase, records
@@ -327,6 +329,34 @@ class MomentTest(BackupCase):
             writer.step()
         writer.store.backup(self.target)
         self.assertEqual(self.assertMoment(self.target, 100, 100), 100)
+
+
+class PowerLossTest(StoreCase):
+    def test_what_is_there_after_a_loss_of_power(self):
+        """Before the end nothing that opens, however much of it reached the disk; after it all, however little else did."""
+        files = CrashFiles()
+        writer = Writer(kvcore.open("/data", segment_size=SMALL, fsync="no", executor=at_once, files=files))
+        self.addCleanup(writer.store.close)
+        for _ in range(250):
+            writer.step()
+        writer.store.flush()
+        rng = random.Random(7)
+        lost = []
+
+        def progress(done):
+            lost.append(files.after_power_loss(lambda count: 0))
+            lost.extend(files.after_power_loss(rng.getrandbits) for _ in range(5))
+
+        backup("/data", "/copy", progress, files=files)
+        self.assertGreater(len(lost), 20)
+        for state in lost:
+            self.assertNotIn(b"/copy/MANIFEST", state.paths())
+            if any(path.startswith(b"/copy/") for path in state.paths()):
+                self.assertRaises(kvcore.StorageError, kvcore.open, "/copy", files=state)
+        for keep in (lambda count: 0, rng.getrandbits, lambda count: (1 << count) - 1):
+            with kvcore.open("/copy", fsync="no", executor=at_once, files=files.after_power_loss(keep)) as store:
+                self.assertEqual(store.recovery["messages"], [])
+                self.assertEqual({key: int(value.split()[0]) for key, value in store.items()}, state_at(250))
 
 
 class FailureTest(BackupCase):
