@@ -4,7 +4,7 @@ from kvcore.checkpoint cimport checkpoint_drop
 from kvcore.files cimport files_check, files_unlink, files_write
 from kvcore.hashindex cimport Entry, index_find, index_hash, index_prefetch, index_remove
 from kvcore.log cimport (
-    Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_publish, log_submit_order,
+    RESERVE_LAST, Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_publish, log_submit_order,
     log_submit_seal)
 from kvcore.order cimport order_path
 from kvcore.record cimport (
@@ -23,7 +23,7 @@ from kvcore.log import NO_SPACE, PASSING
 cdef enum:
     CHUNK = 1 << 19             # bytes of a source read at a time
     AT_ONCE = 8                 # sources of a run, unless tombstones need them all
-    RESERVE_OTHER = 16 << 10    # bytes of a full disk's reserve that manifest and output need besides what is copied
+    RESERVE_OTHER = 16 << 10    # bytes of its part of the reserve that manifest and output need besides what is copied
     SMALL_SHARE = 4             # a segment of less than one part in so many of the full size is small
 
 
@@ -175,13 +175,15 @@ cdef list compaction_choose(Compaction c, Log log, bint thorough):
     return fitting(log, chosen[:AT_ONCE]) if len(chosen) > 1 or any(waste(s) for s in chosen) else []
 
 
-# On a full disk: those whose copies fit into the reserve. A run that is given up half-way would use it up for nothing.
+# On a full disk: those whose copies fit into compaction's part of the reserve. A run that is given up half-way would use all
+# of it up for nothing, and deletes go on meanwhile.
 cdef list fitting(Log log, list sources):
     cdef Segment s
     cdef list kept = []
-    cdef uint64_t needed, room = max(log.reserve, <uint64_t>RESERVE_OTHER) - RESERVE_OTHER
+    cdef uint64_t needed, room = min(log.reserve, <uint64_t>RESERVE_LAST)
     if not log.full_disk and not log.short_of_space:
         return sources
+    room -= min(room, <uint64_t>RESERVE_OTHER)
     for s in sources:
         needed = s.flushed - SEGMENT_HEADER - s.dead + s.buried
         if needed <= room:

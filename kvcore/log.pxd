@@ -20,6 +20,10 @@ from kvcore.segment cimport Segment
 from kvcore.types cimport Location, Slice, uint8_t
 
 
+cdef enum:
+    RESERVE_LAST = 64 << 10             # bytes of the reserve that are for compaction, not for tombstones
+
+
 cdef class Log:
     cdef Files files
     cdef int lock_fd                    # holds the directory; -1: let go

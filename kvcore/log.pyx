@@ -33,7 +33,6 @@ cdef enum:
     MARK_BYTES = 1 << 20            # at most one mark a MiB ...
     MARK_MS = 1000                  # ... or a second
     RESERVE_SIZE = 256 << 10        # bytes: some thousand tombstones, and what it takes to compact what they bury
-    RESERVE_LAST = 64 << 10         # of them not for tombstones
     RESERVE_PROOF = 64 << 10        # bytes that must be free besides, after a write found no space
     RESERVE_MS = 1000               # between looks whether there is space again
 

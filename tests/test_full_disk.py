@@ -19,7 +19,7 @@ from tests.test_recovery import SMALL
 
 SIZE = 6 << 20
 VALUE = os.urandom(1000)
-TEXT = os.urandom(500).hex().encode()
+TEXT = os.urandom(1500).hex().encode()
 
 
 def mount(case, *words):
