@@ -19,6 +19,7 @@ class TextProtocol(Protocol):
         self._stalled = False  # enough replies wait for a sync
         self._closing = False  # close when everything is answered
         self._timeout = None
+        self._next_pump = None
         factory.opened(self)
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
@@ -26,9 +27,10 @@ class TextProtocol(Protocol):
         self._touch()
 
     def connectionLost(self, reason):
-        if self._timeout is not None:
-            self._timeout.cancel()
-            self._timeout = None
+        for call in (self._timeout, self._next_pump):
+            if call is not None:
+                call.cancel()
+        self._timeout = self._next_pump = None
         self.factory.closed(self)
 
     def dataReceived(self, data):
@@ -85,14 +87,14 @@ class TextProtocol(Protocol):
 
     def _pump(self):
         session = self.session
-        while True:
-            replies = session.take()
-            if replies:
-                self.transport.write(replies)
-            if self._choked or session.held or not session.unfinished:
-                break
+        self._write()
+        if session.unfinished and not (self._choked or session.held):
             session.hold = self.factory.commit.holding
             session.resume()
+            self._write()
+            if session.unfinished and not (self._choked or session.held) and self._next_pump is None:
+                # A long list is made a part at a time, and in between it is the others' turn.
+                self._next_pump = self.factory.reactor.callLater(0, self._pump_on)
         stalled = session.held and session.unfinished
         if stalled != self._stalled:
             # Enough waits for the sync: what the client sends on may wait in the kernel.
@@ -103,6 +105,15 @@ class TextProtocol(Protocol):
         elif self._closing and not session.unfinished:
             self.transport.unregisterProducer()
             self.transport.loseConnection()
+
+    def _pump_on(self):
+        self._next_pump = None
+        self._pump()
+
+    def _write(self):
+        replies = self.session.take()
+        if replies:
+            self.transport.write(replies)
 
     def _touch(self):
         if not self.factory.idle_timeout:

@@ -98,6 +98,22 @@ class ConnectionTest(ConnectionCase):
         self.assertEqual(transport.taken(), b"1\r")
         self.assertTrue(transport.disconnecting)
 
+    def test_others_have_their_turn_between_the_parts_of_a_list(self):
+        self.serve()
+        for i in range(9000):
+            self.store.put(b"key %05d" % i, b"v")
+        protocol, transport = self.connect()
+        protocol.dataReceived(b"keys\r")
+        sizes = []
+        while not transport.value().endswith(b"key 08999\r"):
+            sizes.append(len(transport.value()))
+            self.reactor.advance(0)
+        self.assertGreater(len(sizes), 0)
+        self.assertLess(max(b - a for a, b in zip([0, *sizes], [*sizes, len(transport.value())], strict=True)), 70_000)
+        protocol.dataReceived(b"keys\r")
+        protocol.connectionLost(None)
+        self.reactor.advance(0)  # nothing is left that would go on
+
     def test_client_that_does_not_read_is_not_read(self):
         self.serve()
         self.store.put(b"big", b"v" * 300_000)
@@ -109,6 +125,7 @@ class ConnectionTest(ConnectionCase):
         self.assertIsNone(self.store.get(b"z"))
         transport.drain()
         self.assertEqual(transport.producerState, "producing")
+        self.reactor.pump([0] * 50)
         self.assertTrue(transport.taken().endswith(b"success\r"))
         self.assertEqual(self.store.get(b"z"), b"1")
 
