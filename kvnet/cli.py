@@ -167,7 +167,7 @@ def reads(server: dict[str, str], prefix: str) -> None:
         _print_lines(client.reads(os.fsencode(prefix)))
 
 
-@main.command()
+@main.command(short_help="Reclaim all dead space, while no server runs.")
 @click.argument("directory", type=click.Path(exists=True, file_okay=False))
 def compact(directory: str) -> None:
     """Reclaim all dead space in the data DIRECTORY of a server that is stopped.

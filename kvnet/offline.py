@@ -73,7 +73,7 @@ def check(directory: str, as_json: bool) -> None:
     sys.exit(1 if report.damage else 0)
 
 
-@click.command()
+@click.command(short_help="Save what can be read of DIR in a new store.")
 @directory_argument
 @click.argument("target", metavar="NEWDIR", type=click.Path())
 @json_option
@@ -91,7 +91,7 @@ def salvage(directory: str, target: str, as_json: bool) -> None:
     sys.exit(0 if salvage.is_whole(done) else 1)
 
 
-@click.command()
+@click.command(short_help="Copy DIR as it is at one moment into TARGET.")
 @directory_argument
 @click.argument("target", metavar="TARGET", type=click.Path())
 def backup(directory: str, target: str) -> None:
@@ -111,7 +111,7 @@ def backup(directory: str, target: str) -> None:
     click.echo(f"{done.segments} segments, {done.bytes} bytes in {target}, {done.linked_bytes} of them linked")
 
 
-@click.command()
+@click.command(short_help="Make a data directory DIR of a backup.")
 @click.argument("directory", metavar="BACKUP", type=click.Path(exists=True, file_okay=False))
 @click.argument("target", metavar="DIR", type=click.Path())
 def restore(directory: str, target: str) -> None:
