@@ -44,6 +44,7 @@ test: $(DEV) $(BUILT)
 
 test-long: $(DEV) $(BUILT)
 	$(BIN)/python -m tests.campaign $(ARGS)
+	@if command -v $(CLANG) >/dev/null; then $(MAKE) --no-print-directory fuzz; else echo "no $(CLANG): the fuzzers are left out"; fi
 
 build: $(BUILT)
 
