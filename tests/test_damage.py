@@ -73,6 +73,18 @@ class ImageTest(CrashCase):
         self.check_tail(lambda record: bytes(len(record)), 1)
 
 
+class CutBelowTheImageTest(CrashCase):
+    def test_what_an_image_proves_to_have_been_there_is_told_when_it_is_gone(self):
+        """At the end of a record, where a torn tail is nothing to speak of."""
+        self.write([(b"key%02d" % i, b"value") for i in range(50)])
+        path = self.segment_paths()[0]
+        place = self.read(path).index(b"key30") - 20
+        os.truncate(path, place)
+        store = self.open()
+        self.assertEqual((len(store), store.recovery["damaged_ranges"]), (30, 1))
+        self.assertIn("bytes are missing", store.recovery["messages"][0])
+
+
 class TornTailElsewhereTest(CrashCase):
     """Only the last segment has a torn tail: bad bytes at the end of another one are damage, and nothing is cut there."""
 
