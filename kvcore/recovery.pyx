@@ -10,7 +10,7 @@ from posix.fcntl cimport O_CREAT, O_RDONLY, O_RDWR
 from kvcore.bytebuf cimport ByteBuf, bytebuf_reserve
 from kvcore.checkpoint cimport checkpoint_covered, checkpoint_load
 from kvcore.expiry cimport Deadlines
-from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_write
+from kvcore.files cimport files_check, files_list, files_read, files_read_all, files_sync_directory, files_write
 from kvcore.hashindex cimport PARTITIONS, Partition
 from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_seal, log_take_reserve
 from kvcore.replay cimport Replay, replay_finish, replay_note_covered, replay_plan, replay_segment
@@ -175,6 +175,9 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     log.segments = []
     log.full = []
     log.store_id, log.hash_secret, log.next_id, lines = read_manifest(files, path)
+    # Who published it may have been killed before its name was durable: an older one must not come back once files that it lists
+    # are removed, and records acknowledged in one that it does not.
+    files_check(files_sync_directory(files, path), "sync directory", path)
     result.log = log
     result.index = HashIndex(log.hash_secret)
     for line in lines:

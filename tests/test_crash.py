@@ -15,6 +15,7 @@ import threading
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.daemon import Daemon
+from tests.support import SANITIZED
 
 ROUNDS = 10
 CONNECTIONS = 4
@@ -151,9 +152,8 @@ class MemoryTest(SynchronousTestCase):
 
     COUNT = 1_000_000
 
-    with open("/proc/self/maps") as maps:
-        if "libasan" in maps.read():
-            skip = "a sanitizer's shadow memory is not the server's"
+    if SANITIZED:
+        skip = "a sanitizer's shadow memory is not the server's"
 
     def load(self, number, port, failures):
         count = self.COUNT // CONNECTIONS

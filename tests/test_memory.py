@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from tests.support import StoreCase
+from tests.support import SANITIZED, StoreCase
 
 PROGRAM = """
 import errno, random, resource, sys
@@ -80,6 +80,9 @@ print(sum(refused.values()), refused)
 
 
 class AllocationTest(StoreCase):
+    if SANITIZED:
+        skip = "a sanitizer needs address space of its own"
+
     def test_what_is_refused_changes_nothing(self):
         for seed in range(3):
             directory = self.mktemp()

@@ -11,6 +11,7 @@ import crc32c
 
 import kvcore
 from kvcore import manifest
+from tests.probe import HookedFiles
 from tests.support import StoreCase
 
 SMALL = 64 << 10
@@ -416,6 +417,19 @@ class HistoryTest(CrashCase):
         store = self.open()
         self.assertEqual((dict(store.items()), store.recovery["messages"]), ({b"a": b"1"}, []))
         self.assertFalse(os.path.exists(left))
+
+    def test_the_manifest_is_durable_before_what_it_does_not_list_is_removed(self):
+        """Killed behind the rename, whoever wrote it may have left it to a loss of power."""
+        self.write([(b"a", b"1")])
+        path = os.path.join(self.dir, manifest.NAME)
+        store_id, secret, _, segments = manifest.decode(self.read(path), path)
+        self.damage(path, manifest.encode(store_id, secret, 50, segments))
+        self.damage(os.path.join(self.dir, "0000000009.seg"), self.unlisted(9))
+        calls = []
+        store = self.open(files=HookedFiles(lambda call, what: calls.append((call, what))))
+        removed = calls.index(("unlink", os.fsencode(os.path.join(self.dir, "0000000009.seg"))))
+        self.assertIn(("fsync_dir", os.fsencode(self.dir)), calls[:removed])
+        store.close()
 
     def test_number_of_a_removed_segment_is_not_used_again_after_a_second_crash(self):
         """The checkpoint may name it, and would be believed of another segment with that number."""
