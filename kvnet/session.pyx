@@ -18,7 +18,7 @@ from kvnet.commands.text import COMMANDS
 cdef enum:
     FLUSH_AT = 1 << 20          # unflushed bytes after which a run flushes in between
     REPLIES_AT = 1 << 20        # reply bytes waiting after which nothing more is executed
-    LIST_PART = 1 << 15         # bytes of a list made at a time: about half a millisecond
+    LIST_PART = 1 << 14         # bytes of a list made at a time: a fraction of a millisecond
     KEPT = 1 << 16              # bytes of room that buffers keep when they are empty
     INVALID = TEXT_COMMANDS     # the row of what is no command
 
