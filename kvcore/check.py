@@ -69,13 +69,18 @@ def holder_line(report):
     )
 
 
+def found_lines(found):
+    """Lines of text (str) for what a Report or a Salvaged says of the directory: who holds it, damage, notes."""
+    if found.holder:
+        yield holder_line(found)
+    yield from damage_lines(found.damage)
+    for note in found.notes:
+        yield f"note: {note}"
+
+
 def report_lines(report):
     """Lines of text (str) for a Report; the last one sums up."""
-    if report.holder:
-        yield holder_line(report)
-    yield from damage_lines(report.damage)
-    for note in report.notes:
-        yield f"note: {note}"
+    yield from found_lines(report)
     counts = ", ".join(f"{report.totals[name]} {name.replace('_', ' ')}" for name in report.totals)
     yield f"{counts}, {len(report.damage)} damaged ranges"
 

@@ -9,7 +9,7 @@ import shutil
 from typing import NamedTuple
 
 from kvcore import newdir
-from kvcore.check import damage_dicts, damage_lines, holder_line, holder_of
+from kvcore.check import damage_dicts, found_lines, holder_of
 from kvcore.errors import StorageError
 from kvcore.files import Files
 from kvcore.library import Store
@@ -84,11 +84,7 @@ def is_whole(done):
 
 def salvaged_lines(done):
     """Lines of text (str) for a Salvaged; the last one sums up."""
-    if done.holder:
-        yield holder_line(done)
-    yield from damage_lines(done.damage)
-    for note in done.notes:
-        yield f"note: {note}"
+    yield from found_lines(done)
     if done.hidden:
         yield (
             "caution: newer values or deletions of keys that are not named here may be among what is lost; of such keys "

@@ -229,6 +229,8 @@ cdef class Store:
             log_take_reserve(self.log)
         if checkpoint_due(self.log, self.index):
             return self.checkpoint_steps()
+        if self.compaction.running:
+            return None             # somebody drives one by hand
         store_flush(self)
         if idle and compaction_wants_rotation(self.log):
             log_rotate(self.log)

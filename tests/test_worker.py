@@ -93,6 +93,21 @@ class WorkerTest(StoreCase):
             store.close()
             self.assertEqual(self.contents(), expected)
 
+    def test_writing_goes_on_beside_a_compaction_that_is_driven_by_hand(self):
+        store = self.open(segment_size=SMALL)
+        self.write(store, 1000)
+        steps = store.compaction_of(store.sealed_ids())
+        job = next(steps)
+        self.write(store, 1000)
+        self.assertEqual(len(store), 200)
+        job.run()
+        store.flush()
+        job.finish()
+        store.drive(steps)
+        expected = dict(store.items())
+        store.close()
+        self.assertEqual(self.contents(), expected)
+
     def test_close_ends_the_thread(self):
         store = self.open(segment_size=SMALL)
         self.write(store, 200)
