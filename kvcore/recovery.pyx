@@ -175,8 +175,8 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     log.segments = []
     log.full = []
     log.store_id, log.hash_secret, log.next_id, lines = read_manifest(files, path)
-    # Who published it may have been killed before its name was durable: an older one must not come back once files that it lists
-    # are removed, and records acknowledged in one that it does not.
+    # Who published it may have been killed before its name was durable: an older one must not come back once files that it
+    # lists are removed, and records acknowledged in one that it does not.
     files_check(files_sync_directory(files, path), "sync directory", path)
     result.log = log
     result.index = HashIndex(log.hash_secret)
