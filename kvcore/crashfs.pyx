@@ -94,6 +94,8 @@ cdef class CrashFiles(Files):
         self.call.fallocate = crash_fallocate
         self.call.size = crash_size
         self.call.map = crash_map
+        self.call.window = crash_window
+        self.call.store = crash_store
         self.call.unmap = crash_unmap
         self.call.list = crash_list
         self.call.lock = crash_lock
@@ -279,6 +281,20 @@ cdef class CrashFiles(Files):
         node.size = max(node.size, offset + n)
         node.changes.append((offset, (<const char*>src)[:n]))
         return n
+
+    # As write_file, but the process may also end in the middle of it: half of it is in the kernel then.
+    cdef int store_in_file(self, int fd, const uint8_t* src, size_t n, uint64_t offset) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        cdef size_t half = n // 2
+        cdef int said = self.enter("store", True)
+        if said < 0 or node is None:
+            return min(said, -EBADF if node is None else 0)
+        for start, end in ((0, half), (half, n)):
+            if start and self.watch is not None:
+                self.watch("store")
+            memcpy(node.data + offset + <size_t>start, src + <size_t>start, <size_t>(end - start))
+            node.changes.append((offset + start, (<const char*>src)[start:end]))
+        return 0
 
     cdef int sync_file(self, int fd) noexcept:
         cdef Node node = self.open_files.get(fd)
@@ -483,6 +499,16 @@ cdef const uint8_t* crash_map(void* ctx, int fd, size_t n) noexcept nogil:
 cdef void crash_unmap(void* ctx, const uint8_t* address, size_t n) noexcept nogil:
     with gil:
         (<CrashFiles>ctx).unmap_file(address)
+
+
+cdef uint8_t* crash_window(void* ctx, int fd, size_t n) noexcept nogil:
+    with gil:
+        return <uint8_t*>(<CrashFiles>ctx).map_file(fd, n)
+
+
+cdef int crash_store(void* ctx, int fd, uint8_t* window, const void* src, size_t n, uint64_t offset) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).store_in_file(fd, <const uint8_t*>src, n, offset)
 
 
 cdef int crash_list(void* ctx, const char* path, char** names, size_t* size) noexcept nogil:

@@ -28,6 +28,11 @@ cdef struct FileTable:
     # Map n bytes for reading; they may lie beyond the end of the file as long as nobody touches them. NULL: refused.
     const uint8_t* (*map)(void* ctx, int fd, size_t n) noexcept nogil
     void (*unmap)(void* ctx, const uint8_t* address, size_t n) noexcept nogil
+    # Map n bytes for store(): a window that changes the file. Ended by unmap. NULL: refused.
+    uint8_t* (*window)(void* ctx, int fd, size_t n) noexcept nogil
+    # Write through a window of the file, without a system call; the n bytes lie within its present size. 0 or -errno; what
+    # was written before the error stays. As with pwrite the kernel has it then, whatever becomes of the process.
+    int (*store)(void* ctx, int fd, uint8_t* window, const void* src, size_t n, uint64_t offset) noexcept nogil
     # Names in a directory, each ended by NUL, in a malloc'ed block of *size bytes that the caller frees.
     int (*list)(void* ctx, const char* path, char** names, size_t* size) noexcept nogil
     # flock, exclusive, not waiting: -EWOULDBLOCK when another open file holds it.

@@ -8,6 +8,8 @@ from posix.stat cimport fstat, mkdir, stat, struct_stat
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 from posix.unistd cimport close, fdatasync, fsync, ftruncate, pread, pwrite, rmdir, unlink
 
+from kvcore.guard cimport guard_copy
+
 from kvcore.errors import StorageError
 
 
@@ -39,6 +41,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* address, size_t n, int protection, int flags, int fd, long long offset)
     int munmap(void* address, size_t n)
     enum: PROT_READ
+    enum: PROT_WRITE
     enum: MAP_SHARED
     void* MAP_FAILED
 
@@ -142,6 +145,15 @@ cdef void posix_unmap(void* ctx, const uint8_t* address, size_t n) noexcept nogi
     munmap(<void*>address, n)
 
 
+cdef uint8_t* posix_window(void* ctx, int fd, size_t n) noexcept nogil:
+    cdef void* address = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0)
+    return NULL if address == MAP_FAILED else <uint8_t*>address
+
+
+cdef int posix_store(void* ctx, int fd, uint8_t* window, const void* src, size_t n, uint64_t offset) noexcept nogil:
+    return -EIO if guard_copy(window + offset, src, n) < 0 else 0
+
+
 cdef int posix_list(void* ctx, const char* path, char** names, size_t* size) noexcept nogil:
     cdef DIR* handle = opendir(path)
     cdef dirent* entry
@@ -217,6 +229,8 @@ cdef class Files:
         self.call.size = posix_size
         self.call.map = posix_map
         self.call.unmap = posix_unmap
+        self.call.window = posix_window
+        self.call.store = posix_store
         self.call.list = posix_list
         self.call.lock = posix_lock
         self.call.is_at = posix_is_at

@@ -3,7 +3,7 @@
    A page of a mapping whose file was cut, or whose disk cannot be read, raises SIGBUS. Every access to mapped bytes goes
    through one of the functions below: inside, a SIGBUS ends the function with -1; outside, it goes to whoever handled
    it before. The jump buffer is per thread, so worker threads may read too. Each module that includes this
-   file has a state of its own; segment.pyx alone installs and uses the guards. */
+   file has a state of its own; guard.pyx alone installs and uses the guards. */
 #ifndef KV_GUARD_H
 #define KV_GUARD_H
 
@@ -37,7 +37,7 @@ static inline int kv_guard_install(void)
     return sigaction(SIGBUS, &action, &kv_guard_before);
 }
 
-/* Copy n mapped bytes out. 0, or -1 when a page cannot be read. */
+/* Copy n bytes from or to a mapping. 0, or -1 when a page cannot be reached. */
 static inline int kv_guard_copy(void *dst, const void *src, size_t n)
 {
     sigjmp_buf here;

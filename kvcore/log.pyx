@@ -14,7 +14,8 @@ from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
     record_of, record_size)
 from kvcore.segment cimport (
-    SEGMENT_HEADER, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal, segment_sync, segment_unpin)
+    SEGMENT_HEADER, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal, segment_store, segment_sync,
+    segment_unpin)
 from kvcore.types cimport slice_of
 
 from kvcore import manifest
@@ -28,8 +29,9 @@ cdef extern from "guard.h" nogil:
 cdef enum:
     BUFFER_KEPT = 4 << 20           # bytes of room the buffer keeps between flushes
     STEP_LARGEST = 8 << 20          # bytes of disk space taken ahead at a time
-    STEP_SMALLEST = 64 << 10
+    STEP_SMALLEST = 512
     AHEAD = 64                      # at most one part in so many of what was written
+    STORED = 1 << 10                # bytes up to which a flush goes through the window: beyond, a system call costs less
     MARK_BYTES = 1 << 20            # at most one mark a MiB ...
     MARK_MS = 1000                  # ... or a second
     RESERVE_SIZE = 256 << 10        # bytes: some thousand tombstones, and what it takes to compact what they bury
@@ -146,6 +148,18 @@ cdef void take_ahead(Log log, uint64_t end) noexcept:
     # Any other refusal (no space for the step) is no loss: the write itself decides.
 
 
+# Write the buffer into space taken ahead, if it is small and there is some. False: it is still to be written.
+cdef bint store_ahead(Log log, uint64_t end) noexcept:
+    cdef Segment active = log.active
+    if log.buf.len > STORED or end > active.allocated:
+        return False
+    if segment_store(active, log.buf.data, log.buf.len, active.flushed, log.segment_size):
+        return True
+    # Whatever it was, the space may be gone: somebody cut the file.
+    active.allocated = active.flushed
+    return False
+
+
 cdef int log_take_reserve(Log log) except -1:
     cdef bytes path = os.path.join(log.path, RESERVE_NAME)
     cdef uint64_t wanted = RESERVE_SIZE + RESERVE_PROOF if log.full_disk else RESERVE_SIZE
@@ -193,13 +207,14 @@ cdef int log_check_space(Log log) except -1:
 cdef int log_flush(Log log) except -1:
     cdef Segment active = log.active
     cdef uint64_t end = active.flushed + log.buf.len
-    cdef int result, cut
+    cdef int result = 0, cut
     if log.buf.len == 0:
         return 0
     log_check_writable(log)
     segment_map(active, end)
     take_ahead(log, end)
-    result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
+    if not store_ahead(log, end):
+        result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
     if -result in NO_SPACE and log.buf_dead == log.buf.len and log_give_up_reserve(log, RESERVE_LAST):
         # All of it makes room: tombstones.
         result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)

@@ -3,9 +3,9 @@
      0        64                    flushed            allocated
      | header | records ...            | zeros taken ahead |
 
-A segment is written through its descriptor and read through its mapping. Mapped bytes are only touched inside a guard
-(guard.h), so that a page gone under the mapping is an error of one read. The mapping reaches beyond the end of the file
-from the start, for the file to grow under it.
+A segment is written through its descriptor, or a little at a time through a window, and read through its mapping. Mapped
+bytes are only touched inside a guard (guard.h), so that a page gone under the mapping is an error of one read. The mapping
+reaches beyond the end of the file from the start, for the file to grow under it.
 
 Thread: the owner's, but for segment_copy and segment_key_equal, which any thread may call while the segment is referenced.
 """
@@ -36,6 +36,8 @@ cdef class Segment:
     cdef uint32_t seed
     cdef const uint8_t* map
     cdef size_t mapped
+    cdef uint8_t* window            # for segment_store; NULL: none
+    cdef size_t window_size         # 0: not asked for yet
     cdef readonly uint64_t flushed  # bytes of header and whole records in the file
     cdef uint64_t allocated         # size of the file
     cdef uint64_t synced            # bytes known to be on the disk
@@ -70,6 +72,10 @@ cdef bytes segment_name(uint32_t id)
 
 # Make sure that bytes up to `end` are mapped. Raises StorageError.
 cdef int segment_map(Segment s, uint64_t end) except -1
+
+# Write n bytes at offset, in space that was taken ahead, without a system call; `size`: what a segment may have. False when
+# that cannot be done: write them then.
+cdef bint segment_store(Segment s, const void* src, size_t n, uint64_t offset, size_t size) noexcept
 
 # Put what is in the file on the disk; any thread. Raises StorageError, from the first failure on for ever.
 cdef int segment_sync(Segment s) except -1

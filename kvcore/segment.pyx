@@ -8,24 +8,15 @@ from libc.string cimport memcmp, memcpy, memset
 from posix.fcntl cimport O_CREAT, O_EXCL, O_RDONLY, O_RDWR
 
 from kvcore.files cimport files_check, files_open, files_read, files_write
+from kvcore.guard cimport guard_compare, guard_copy, guard_key_equal
 from kvcore.record cimport RECORD_DEADLINE, RECORD_EXPIRES, RECORD_HEADER, Record, crc32c_of, record_decode
 
 from kvcore.errors import CorruptionError
 
 
-cdef extern from "guard.h" nogil:
-    int kv_guard_install()
-    int kv_guard_copy(void* dst, const void* src, size_t n)
-    int kv_guard_compare(const void* mapped, size_t m, const void* key, size_t n, int* order)
-    int kv_guard_key_equal(const uint8_t* record, size_t size, const void* key, size_t n)
-
-
 SEGMENT_LIMIT = 0xFFFFFFFF
 cdef bytes MAGIC = b"kvseg\r\n\x1a"
 segments_open = 0
-
-if kv_guard_install() != 0:
-    raise OSError("cannot install a handler for SIGBUS")
 
 
 @cython.no_gc_clear             # __dealloc__ needs the file table
@@ -47,6 +38,7 @@ cdef class Segment:
         if self.map != NULL:
             self.files.call.unmap(self.files.ctx, self.map, self.mapped)
             segments_open -= 1
+        close_window(self)
 
 
 def open_count():
@@ -153,6 +145,25 @@ cdef int segment_map(Segment s, uint64_t end) except -1:
     return 0
 
 
+cdef bint segment_store(Segment s, const void* src, size_t n, uint64_t offset, size_t size) noexcept:
+    global segments_open
+    if s.window_size == 0:
+        s.window_size = size
+        s.window = s.files.call.window(s.files.ctx, s.fd, size)
+        segments_open += s.window != NULL
+    if s.window == NULL or offset + n > s.window_size:
+        return False
+    return s.files.call.store(s.files.ctx, s.fd, s.window, src, n, offset) == 0
+
+
+cdef void close_window(Segment s) noexcept:
+    global segments_open
+    if s.window != NULL:
+        s.files.call.unmap(s.files.ctx, s.window, s.window_size)
+        segments_open -= 1
+        s.window = NULL
+
+
 cdef int segment_sync(Segment s) except -1:
     cdef int result
     # The kernel tells an open file of a failure once: of two threads that sync it only one hears of it.
@@ -166,6 +177,7 @@ cdef int segment_sync(Segment s) except -1:
 
 
 cdef void segment_seal(Segment s) noexcept:
+    close_window(s)
     s.sealed = True
     s.pins += 1
     segment_unpin(s)
@@ -183,13 +195,13 @@ cdef void segment_unpin(Segment s) noexcept:
 cdef int segment_copy(Segment s, uint64_t offset, void* dst, size_t n) noexcept nogil:
     if offset > s.mapped or n > s.mapped - offset:
         return -1
-    return kv_guard_copy(dst, s.map + offset, n)
+    return guard_copy(dst, s.map + offset, n)
 
 
 cdef int segment_key_equal(Segment s, uint64_t offset, size_t size, const uint8_t* key, size_t n) noexcept nogil:
     if offset > s.mapped or size > s.mapped - offset:
         return -1
-    return kv_guard_key_equal(s.map + offset, size, key, n)
+    return guard_key_equal(s.map + offset, size, key, n)
 
 
 cdef int segment_header(Segment s, uint64_t offset, uint64_t end, Record* r) noexcept nogil:
@@ -197,10 +209,10 @@ cdef int segment_header(Segment s, uint64_t offset, uint64_t end, Record* r) noe
     cdef const uint8_t* record = s.map + offset
     if offset + RECORD_HEADER > min(end, <uint64_t>s.mapped):
         return -1
-    if kv_guard_copy(raw, record, RECORD_HEADER) < 0:
+    if guard_copy(raw, record, RECORD_HEADER) < 0:
         return -1
     if raw[19] & RECORD_EXPIRES and (
-            offset + sizeof(raw) > s.mapped or kv_guard_copy(raw, record, sizeof(raw)) < 0):
+            offset + sizeof(raw) > s.mapped or guard_copy(raw, record, sizeof(raw)) < 0):
         return -1
     if record_decode(raw, min(end, <uint64_t>s.mapped) - offset, r) < 0:
         return -1
@@ -210,12 +222,12 @@ cdef int segment_header(Segment s, uint64_t offset, uint64_t end, Record* r) noe
 
 
 cdef int segment_copy_from(const void* mapped, void* dst, size_t n) noexcept nogil:
-    return kv_guard_copy(dst, mapped, n)
+    return guard_copy(dst, mapped, n)
 
 
 cdef int segment_compare(Segment s, uint64_t offset, const uint8_t* key, size_t n) noexcept nogil:
     cdef Record r
     cdef int order = 1
     if segment_header(s, offset, s.flushed, &r) == 0:
-        kv_guard_compare(r.key.ptr, r.key.len, key, n, &order)
+        guard_compare(r.key.ptr, r.key.len, key, n, &order)
     return order

@@ -262,11 +262,12 @@ class Damaged:
         self.history = []
         store = open_store(self.files)
         for i in range(150):
-            key, value = b"key%d" % (i % 100), b"%d." % i + rng.randbytes(rng.choice((20, 600, 900)))
+            key, value = b"key%d" % (i % 100), b"%d." % i + rng.randbytes(rng.choice((20, 600, 900))) + b"."
             store.put(key, value)
             self.values[key] = value
             newest = max(path for path in self.files.paths() if path.endswith(b".seg") and len(self.files.read(path)) > 64)
-            self.history.append((key, value, newest, len(self.files.read(newest))))
+            # Behind it are zeros: space taken ahead.
+            self.history.append((key, value, newest, len(self.files.read(newest).rstrip(b"\0"))))
         self.segments = sorted({segment for _, _, segment, _ in self.history})
         dict(store.items())  # makes the order of the full segment
         store.close()

@@ -112,6 +112,7 @@ cdef class HookedFiles(Files):
         self.ctx = <void*>self
         self.call.open = hooked_open
         self.call.pwrite = hooked_pwrite
+        self.call.store = hooked_store
         self.call.fdatasync = hooked_fdatasync
         self.call.fsync_dir = hooked_fsync_dir
         self.call.rename = hooked_rename
@@ -140,6 +141,13 @@ cdef ssize_t hooked_pwrite(void* ctx, int fd, const void* src, size_t n, uint64_
     with gil:
         said = ask(ctx, "pwrite", fd)
         return said if said <= 0 else (<HookedFiles>ctx).real.pwrite(ctx, fd, src, n, offset)
+
+
+cdef int hooked_store(void* ctx, int fd, uint8_t* window, const void* src, size_t n, uint64_t offset) noexcept nogil:
+    cdef int64_t said
+    with gil:
+        said = ask(ctx, "pwrite", fd)       # what refuses one way of writing refuses the other
+        return <int>said if said <= 0 else (<HookedFiles>ctx).real.store(ctx, fd, window, src, n, offset)
 
 
 cdef int hooked_fdatasync(void* ctx, int fd) noexcept nogil:
@@ -227,6 +235,14 @@ cdef class Calls:
 
     def pwrite(self, int fd, bytes content, uint64_t offset):
         return self.files.call.pwrite(self.files.ctx, fd, <const char*>content, len(content), offset)
+
+    def store(self, int fd, bytes content, uint64_t offset, size_t size):
+        """Through a window of `size` bytes that is there only for this."""
+        cdef uint8_t* window = self.files.call.window(self.files.ctx, fd, size)
+        cdef int result = self.files.call.store(
+            self.files.ctx, fd, window, <const char*>content, len(content), offset)
+        self.files.call.unmap(self.files.ctx, window, size)
+        return result
 
     def fdatasync(self, int fd):
         return self.files.call.fdatasync(self.files.ctx, fd)

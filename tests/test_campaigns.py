@@ -4,9 +4,12 @@ A failure names what repeats it: python -m tests.campaign --quick --only NAME --
 """
 
 import random
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from kvcore.crashfs import CrashFiles
+from tests import campaign
 from tests.campaign import Tally, run_round
 
 
@@ -22,6 +25,17 @@ class CampaignTest(SynchronousTestCase):
 
     def test_killed_before_every_call(self):
         self.run_campaign("kill", 3000)
+
+    def test_the_short_way_of_writing_is_among_what_is_tried(self):
+        made = []
+
+        class Files(CrashFiles):
+            def __init__(self):
+                made.append(self)
+
+        with mock.patch.object(campaign, "CrashFiles", Files):
+            run_round("kill", 1, 0, Tally(), quick=True)
+        self.assertGreater(made[0].calls["store"], 10)
 
     def test_power_lost_before_every_call(self):
         self.run_campaign("power", 20_000)

@@ -75,6 +75,21 @@ class LikeTheKernelTest(SynchronousTestCase):
                 self.kernel.close(self.open_files[0][0])
                 self.memory.close(self.open_files.pop(0)[1])
 
+    def test_stores_are_writes(self):
+        for files, top in self.tables:
+            calls = Calls(files)
+            fd = calls.open(top + b"/a", CREATE)
+            calls.fallocate(fd, 0, 9000)
+            self.assertEqual(calls.store(fd, b"one" * 10, 4090, 9000), 0)
+            self.assertEqual(calls.pread(fd, 40, 4085), bytes(5) + b"one" * 10 + bytes(5))
+            calls.close(fd)
+
+    def test_store_beyond_the_end_of_the_file(self):
+        fd = self.kernel.open(self.tables[0][1] + b"/a", CREATE)
+        self.kernel.fallocate(fd, 0, 100)
+        self.assertEqual(self.kernel.store(fd, b"1", 5000, 9000), -errno.EIO)
+        self.kernel.close(fd)
+
     def test_mapping_shows_later_writes_and_outlives_the_name(self):
         for files, top in self.tables:
             calls = Calls(files)
@@ -104,6 +119,17 @@ class DiskCase(SynchronousTestCase):
 
 
 class PowerLossTest(DiskCase):
+    def test_store_is_killed_in_the_middle_and_lost_like_a_write(self):
+        fd = self.write(b"/a", b"....")
+        self.calls.fdatasync(fd)
+        self.calls.fsync_dir(b"/")
+        killed = []
+        self.files.watch = lambda call: killed.append(self.files.after_kill().read(b"/a"))
+        self.calls.store(fd, b"1234", 0, 4)
+        self.assertEqual(killed, [b"....", b"12.."])
+        self.assertEqual(self.after(nothing)[b"/a"], b"....")
+        self.assertEqual(self.after(everything)[b"/a"], b"1234")
+
     def test_content_and_name_are_durable_each_by_its_own_sync(self):
         named, synced = self.write(b"/named", b"1"), self.write(b"/synced", b"2")
         self.calls.fsync_dir(b"/")

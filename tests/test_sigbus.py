@@ -65,6 +65,24 @@ class LibraryTest(CrashCase):
             self.assertRaises(kvcore.CorruptionError, self.store.get, key)
 
 
+class WindowTest(CrashCase):
+    """The segment that is written is cut short under a store that writes through a window."""
+
+    def test_writing_goes_on(self):
+        store = self.open()
+        pairs = {b"k%04d" % i: os.urandom(200) for i in range(1000)}
+        for key, value in pairs.items():
+            store.put(key, value)
+        path = self.segment_paths()[0]
+        _, gone = halves(path)
+        os.truncate(path, LEFT)
+        for key in gone:
+            store.put(key, b"new")
+        store.close()
+        store = self.open()
+        self.assertEqual(dict(store.items()), pairs | dict.fromkeys(gone, b"new"))
+
+
 class ServerTest(SynchronousTestCase):
     def test_server_lives(self):
         directory = os.path.abspath(self.mktemp())
