@@ -9,7 +9,7 @@ from kvcore.checkpoint cimport checkpoint_due
 from kvcore.compaction cimport Compaction, compaction_choose, compaction_wants_rotation, unfinished
 from kvcore.expiry cimport deadline_of, deadlines_add, deadlines_reserve, deadlines_sweep, deadlines_tidy
 from kvcore.files cimport Files
-from kvcore.hashindex cimport Entry, index_hash, index_insert, index_remove
+from kvcore.hashindex cimport Entry, index_hash, index_insert, index_prefetch, index_remove
 from kvcore.log cimport (
     log_append, log_bury, log_check_space, log_check_writable, log_commit, log_finish, log_flush, log_give_back,
     log_give_up_reserve, log_has_room, log_let_go, log_mark, log_now, log_rotate, log_sync_job, log_take_back,
@@ -453,33 +453,40 @@ cdef int make_room(Store s, size_t size) except -1:
 cdef int store_put(Store s, Slice key, Slice value, uint64_t expires_at) except -1:
     cdef Record r = record_of(more_follows(s), key, value, expires_at)
     cdef uint64_t hash
-    cdef Entry* entry = NULL
     cdef Location at
     cdef Location before = Location(0, 0, 0)
     check_sizes(s, key, value)
     check_open(s)
+    hash = index_hash(s.index, key.ptr, key.len)
+    # The place in the index comes into the cache while the record is encoded.
+    index_prefetch(s.index, hash)
     log_check_space(s.log)
     make_room(s, r.size)
-    hash = index_hash(s.index, key.ptr, key.len)
-    found = lookup_entry(s.index, s.log, hash, key, s.scratch, &entry)
     if expires_at:
         deadlines_reserve(s.deadlines)
     log_append(s.log, &r, &at)
-    if found == NOT_FOUND:
-        try:
-            index_insert(s.index, hash, at)
-        except MemoryError:
-            log_take_back(s.log, at.length)
-            raise
-    else:
-        # A damaged record that may be this key's is replaced as well: writing heals.
-        before = entry.at
-        entry.at = at
-        log_bury(s.log, before)
+    try:
+        point(s, hash, key, at, &before)
+    except MemoryError:
+        log_take_back(s.log, at.length)
+        raise
     if expires_at:
         deadlines_add(s.deadlines, expires_at, hash)
     undo_note(s.undo, hash, before, at)
     return end_of_batch(s)
+
+
+# Have the index say that the record at `at` is the key's; `before`: the one that was, if any.
+cdef int point(Store s, uint64_t hash, Slice key, Location at, Location* before) except -1:
+    cdef Entry* entry = NULL
+    if lookup_entry(s.index, s.log, hash, key, s.scratch, &entry) == NOT_FOUND:
+        index_insert(s.index, hash, at)
+    else:
+        # A damaged record that may be this key's is replaced as well: writing heals.
+        before[0] = entry.at
+        entry.at = at
+        log_bury(s.log, before[0])
+    return 0
 
 
 cdef int store_delete(Store s, Slice key) except -1:
