@@ -7,12 +7,11 @@ the time measured is the engine's.
 import random
 from array import array
 
+from kvnet.bench.mix import KEY_LETTERS, MIXES
+
 VALUE_SIZE = 100
 PREFIX_WIDTH = 1000             # keys under one prefix
-PIZZARIA_VALUES = (100, 1000)
-# The challenge's mix: share of the keys, shortest and longest.
-PIZZARIA_KEYS = ((70, 8, 1024), (20, 1025, 10_240), (10, 10_241, 102_400))
-PIZZARIA_LETTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-:"
+PIZZARIA = MIXES["pizzaria"]
 
 # Random bytes, so that no engine's compression makes the values small.
 BLOCK = random.Random(0).randbytes(1 << 20)
@@ -70,10 +69,10 @@ def prefixes(count, seed, wanted=200):
 def pizzaria(count, seed):
     """(keys, values) of the challenge's sizes, exactly by share, in random order."""
     rng = random.Random(seed)
-    letters = bytes(rng.choices(PIZZARIA_LETTERS, k=1 << 20))
+    letters = bytes(rng.choices(KEY_LETTERS, k=1 << 20))
     sizes = []
-    for share, shortest, longest in PIZZARIA_KEYS:
-        sizes += [rng.randint(shortest, longest) for _ in range(count * share // 100)]
+    for percent, shortest, longest in PIZZARIA.keys:
+        sizes += [rng.randint(shortest, longest) for _ in range(count * percent // 100)]
     sizes += [100] * (count - len(sizes))
     rng.shuffle(sizes)
     names = []
@@ -84,5 +83,5 @@ def pizzaria(count, seed):
 
 
 def pizzaria_value(number, generation):
-    shortest, longest = PIZZARIA_VALUES
+    _, shortest, longest = PIZZARIA.values
     return value(number, generation, shortest + (number * 7919 + generation * 31) % (longest - shortest + 1))

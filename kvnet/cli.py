@@ -9,6 +9,7 @@ import sys
 import click
 
 from kvnet import offline
+from kvnet.bench.command import bench
 from kvnet.client import Client, ClientError
 
 
@@ -210,5 +211,5 @@ def status(server: dict[str, str], verbose: bool, metrics_port: int) -> None:
         sys.exit(0 if ready else 1)
 
 
-for command in offline.COMMANDS:
+for command in (*offline.COMMANDS, bench):
     main.add_command(command)

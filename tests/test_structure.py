@@ -158,6 +158,22 @@ class ArrowTests(SynchronousTestCase):
         code = "import sys, kvcore; print([name for name in sys.modules if name.split('.')[0] in ('twisted', 'kvnet')])"
         self.assertEqual(run_python("-c", code), (0, "[]\n"))
 
+    def test_server_and_load_generator_know_nothing_of_each_other(self):
+        generator = sources("kvnet/bench", ".py", ".pyx", ".pxd")
+        self.assertGreater(len(generator), 5)
+        found = [
+            f"{path.relative_to(ROOT)}:{number}: {name}"
+            for path in sources("kvnet", ".py", ".pyx", ".pxd")
+            for number, _, name in imports_of(path)
+            if path.name != "cli.py"
+            and (
+                any(inside(name, top) for top in ("kvnet", "twisted")) and not inside(name, "kvnet.bench")
+                if path in generator
+                else inside(name, "kvnet.bench")
+            )
+        ]
+        self.assertEqual(found, [])
+
     def test_imports_are_without_warnings(self):
         self.assertEqual(run_python("-W", "error", "-c", "import kvcore, kvnet.service"), (0, ""))
 
