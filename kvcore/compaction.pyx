@@ -1,5 +1,5 @@
 from libc.stdint cimport uint32_t
-from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_reserve
+from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.checkpoint cimport checkpoint_drop
 from kvcore.files cimport files_check, files_unlink, files_write
 from kvcore.hashindex cimport Entry, index_find, index_hash, index_prefetch, index_remove
@@ -8,8 +8,8 @@ from kvcore.log cimport (
     log_submit_seal)
 from kvcore.order cimport order_path
 from kvcore.record cimport (
-    RECORD_COMPRESSED, RECORD_KIND, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_encode, record_of,
-    record_size, record_verify)
+    RECORD_COMPRESSED, RECORD_HEADER, RECORD_KIND, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_encode,
+    record_of, record_size, record_verify)
 from kvcore.segment cimport (
     NO_SLOT, SEGMENT_HEADER, Segment, segment_copy, segment_create, segment_map, segment_seal, segment_sync)
 from kvcore.types cimport Location, slice_of, uint8_t
@@ -27,7 +27,7 @@ cdef enum:
     SMALL_SHARE = 4             # a segment of less than one part in so many of the full size is small
 
 
-# One live record of a chunk.
+# One record of a chunk that may have to be kept.
 cdef struct Copy:
     uint64_t hash
     uint32_t source             # offset in the source segment
@@ -42,14 +42,15 @@ cdef class Compaction:
     """The compaction of one store: its counts, and whether values are compressed."""
 
     def steps(self, Log log not None, HashIndex index not None, Deadlines deadlines not None, list sources not None):
-        """Compact `sources` (list of Segment): a generator of Jobs, see compaction.pxd. Raises StorageError, and UsageError
-        while another one is under way.
+        """Compact `sources` (list of Segment, emptied at the end): a generator of Jobs, see compaction.pxd. Raises
+        StorageError, and UsageError while another one is under way.
         """
         if self.running:
             raise UsageError("a compaction is under way: let it come to its end, or drop it, before the next")
         self.running = True
         try:
-            yield from self.run(log, index, deadlines, [s for s in sources if (<Segment>s).slot != NO_SLOT])
+            leave_out_dropped(sources)
+            yield from self.run(log, index, deadlines, sources)
         finally:
             self.running = False
 
@@ -68,7 +69,7 @@ cdef class Compaction:
             for source in sources:
                 offset = SEGMENT_HEADER
                 while offset < source.flushed and not source.damaged:
-                    reading = read_job(log, source, offset)
+                    reading = read_job(log, index, source, offset)
                     yield reading
                     job_check(reading)
                     # A damaged one stays as it is, to be read as far as it goes; what was copied is moved already.
@@ -88,9 +89,10 @@ cdef class Compaction:
                     copying.output = output
                     yield copying
                     job_check(copying)
-            complete = not any((<Segment>source).damaged for source in sources)
+            complete = all_whole(sources)
         except Exception as error:
             failure = error
+        source = reading = copying = None
         # Also what was copied before an error stands in the index, so it has to be published.
         yield from self.publish(log, index, deadlines, sources if complete else [], outputs)
         if failure is not None:
@@ -124,13 +126,23 @@ cdef class Compaction:
                 yield log.seal_job
         finally:
             log.drop_waits = False
-        for segment in sources:
-            # Only now, for the same reason: a manifest without the sources must not come before the checkpoint. Nothing
-            # keeps an entry in a source any more.
-            segment.hidden = segment.dead == segment.flushed - SEGMENT_HEADER
-        job = drop_job(self, log, [source for source in sources if (<Segment>source).hidden], everything)
+        # Only now, for the same reason: a manifest without the sources must not come before the checkpoint.
+        job = drop_job(self, log, sources, everything)
         yield job
         job_check(job)
+        segment = None
+        job = release_job(log, sources)
+        yield job
+
+
+# In functions of their own: what a loop in a generator went through last it keeps, and with it a mapping.
+cdef int leave_out_dropped(list sources) except -1:
+    sources[:] = [s for s in sources if (<Segment>s).slot != NO_SLOT]
+    return 0
+
+
+cdef bint all_whole(list sources) except -1:
+    return not any([(<Segment>s).damaged for s in sources])
 
 
 cdef uint64_t lowest_outside(Log log, list sources) except? 0:
@@ -220,21 +232,27 @@ cdef bint compaction_wants_rotation(Log log) noexcept:
 cdef class ReadJob(Job):
     """Read whole records of a source and verify them."""
 
+    cdef HashIndex index        # for the hashes of the keys
     cdef Segment source
     cdef uint64_t offset
     cdef ByteBuf chunk
+    cdef ByteBuf found          # of Copy: the records with a key
     cdef uint64_t consumed
     cdef bint damaged
 
     cdef int work(self) except -1:
         cdef size_t wanted = CHUNK
         self.chunk = ByteBuf()
+        self.found = ByteBuf()
         while True:
             wanted = min(<uint64_t>wanted, self.source.flushed - self.offset)
             if self.copy(wanted) < 0:
                 self.damaged = True
                 return 0
-            self.verify()
+            # A chunk that is longer than it should be holds one record.
+            bytebuf_reserve(self.found, min(self.chunk.len, <size_t>CHUNK) // RECORD_HEADER * sizeof(Copy))
+            with nogil:
+                self.verify()
             if self.consumed or self.damaged:
                 return 0
             wanted = self.first_size()
@@ -258,8 +276,9 @@ cdef class ReadJob(Job):
         record_decode(self.chunk.data, self.source.flushed - self.offset, &r)
         return r.size
 
-    cdef int verify(self) except -1:
+    cdef int verify(self) except -1 nogil:
         cdef Record r
+        cdef Copy* copy = <Copy*>self.found.data
         cdef uint8_t* data
         cdef bint at_end = self.offset + self.chunk.len == self.source.flushed
         while self.consumed < self.chunk.len:
@@ -271,12 +290,20 @@ cdef class ReadJob(Job):
             if not record_verify(data, &r, self.source.seed):
                 self.damaged = True
                 return 0
+            if r.flags & RECORD_KIND == 0:
+                copy.hash = index_hash(self.index, r.key.ptr, r.key.len)
+                copy.source = <uint32_t>(self.offset + self.consumed)
+                copy.chunk = <uint32_t>self.consumed
+                copy.length = <uint32_t>r.size
+                copy += 1
+                self.found.len += sizeof(Copy)
             self.consumed += r.size
         return 0
 
 
-cdef ReadJob read_job(Log log, Segment source, uint64_t offset):
+cdef ReadJob read_job(Log log, HashIndex index, Segment source, uint64_t offset):
     cdef ReadJob job = ReadJob(log)
+    job.index = index
     job.source = source
     job.offset = offset
     return job
@@ -285,39 +312,40 @@ cdef ReadJob read_job(Log log, Segment source, uint64_t offset):
 # What of a chunk has to be kept.
 cdef CopyJob select_live(Compaction owner, Log log, HashIndex index, ReadJob reading, uint64_t floor):
     cdef CopyJob job = CopyJob(log)
-    cdef uint64_t now = log_now(log), offset = 0
-    cdef uint8_t* data = reading.chunk.data
+    cdef uint64_t now = log_now(log)
+    cdef Copy* copy = <Copy*>reading.found.data
+    cdef Copy* end = copy + reading.found.len // sizeof(Copy)
+    cdef Copy* kept = copy
     cdef Record r
-    cdef Copy copy
     cdef Entry* entry
     job.owner = owner
     job.index = index
     job.source = reading.source
     job.chunk = reading.chunk
-    job.copies = ByteBuf()
-    while offset < reading.consumed:
-        record_decode(data + offset, reading.consumed - offset, &r)
-        copy.source = <uint32_t>(reading.offset + offset)
-        copy.chunk = <uint32_t>offset
-        copy.length = <uint32_t>r.size
-        offset += r.size
-        if r.flags & RECORD_KIND:
-            continue
-        copy.hash = index_hash(index, r.key.ptr, r.key.len)
+    job.copies = reading.found
+    index_prefetch_all(index, copy, end)
+    while copy < end:
+        record_decode(reading.chunk.data + copy.chunk, copy.length, &r)
         entry = index_find(index, copy.hash, reading.source.slot, copy.source)
         copy.alive = entry != NULL
         if entry != NULL and 0 < r.expires_at <= now:
             log_bury(log, entry.at)
             index_remove(index, copy.hash, entry)
             copy.alive = False
-        if not copy.alive:
-            # Without an entry it matters only if it hides something older that may be left somewhere.
-            hides = r.flags & RECORD_TOMBSTONE or 0 < r.expires_at <= now
-            if not hides or r.version < floor:
-                continue
-        bytebuf_append(job.copies, &copy, sizeof(Copy))
-        job.bound += r.size
+        # Without an entry it matters only if it hides something older that may be left somewhere.
+        if copy.alive or (r.version >= floor and (r.flags & RECORD_TOMBSTONE or 0 < r.expires_at <= now)):
+            kept[0] = copy[0]
+            kept += 1
+            job.bound += r.size
+        copy += 1
+    job.copies.len = <uint8_t*>kept - job.copies.data
     return job
+
+
+cdef void index_prefetch_all(HashIndex index, const Copy* copy, const Copy* end) noexcept:
+    while copy < end:
+        index_prefetch(index, copy.hash)
+        copy += 1
 
 
 # ---- writing
@@ -360,16 +388,19 @@ cdef class CopyJob(Job):
     cdef uint64_t buried
     cdef uint64_t packed
     cdef uint64_t frames
+    cdef ByteBuf frame          # scratch
 
     cdef int work(self) except -1:
         cdef Copy* copy = <Copy*>self.copies.data
         cdef size_t i
         cdef int result
         self.encoded = ByteBuf()
+        self.frame = ByteBuf()
         bytebuf_reserve(self.encoded, self.bound)
         self.min_version = <uint64_t>-1
-        for i in range(self.copies.len // sizeof(Copy)):
-            self.encode(&copy[i])
+        with nogil:
+            for i in range(self.copies.len // sizeof(Copy)):
+                self.encode(&copy[i])
         segment_map(self.output, self.output.flushed + self.encoded.len)
         with nogil:
             result = files_write(
@@ -377,18 +408,12 @@ cdef class CopyJob(Job):
         files_check(result, "write", self.output.path)
         return 0
 
-    cdef int encode(self, Copy* copy) except -1:
+    cdef int encode(self, Copy* copy) except -1 nogil:
         cdef Record r = record_of(0, slice_of(NULL, 0), slice_of(NULL, 0), 0)
-        cdef bytes frame = None
         record_decode(self.chunk.data + copy.chunk, copy.length, &r)    # it was verified
         r.flags &= ~RECORD_MORE
         if not self.owner.off and r.flags & (RECORD_COMPRESSED | RECORD_TOMBSTONE) == 0 and r.value.len >= 128:
-            frame = compress(r.value.ptr[:r.value.len])
-            if frame is not None:
-                self.packed += r.value.len
-                self.frames += len(frame)
-                r.flags |= RECORD_COMPRESSED
-                r.value = slice_of(<const char*>frame, len(frame))
+            self.squeeze(&r)
         copy.target = <uint32_t>(self.output.flushed + self.encoded.len)
         copy.target_length = <uint32_t>record_size(r.key.len, r.value.len, r.expires_at != 0)
         record_encode(self.encoded.data + self.encoded.len, &r, self.output.seed)
@@ -400,6 +425,19 @@ cdef class CopyJob(Job):
             self.buried += copy.target_length
         return 0
 
+    # Replace the value by a frame, if that saves enough. It lives until the next one.
+    cdef int squeeze(self, Record* r) except -1 with gil:
+        cdef bytes frame = compress(r.value.ptr[:r.value.len])
+        if frame is None:
+            return 0
+        self.packed += r.value.len
+        self.frames += len(frame)
+        bytebuf_clear(self.frame, CHUNK)
+        bytebuf_append(self.frame, <const char*>frame, len(frame))
+        r.flags |= RECORD_COMPRESSED
+        r.value = slice_of(self.frame.data, self.frame.len)
+        return 0
+
     cdef int settle(self) except -1:
         cdef Copy* copy = <Copy*>self.copies.data
         cdef size_t i, n = self.copies.len // sizeof(Copy)
@@ -407,8 +445,7 @@ cdef class CopyJob(Job):
         cdef Entry* entry
         if self.error is not None:
             return 0
-        for i in range(n):
-            index_prefetch(self.index, copy[i].hash)
+        index_prefetch_all(self.index, copy, copy + n)
         output.flushed += self.encoded.len
         output.allocated = output.flushed
         output.records += n
@@ -493,11 +530,31 @@ cdef class DropJob(Job):
         return 0
 
 
+cdef class ReleaseJob(Job):
+    """Let go of the sources: unmapping them takes milliseconds each, and is done by whoever is the last to hold one."""
+
+    cdef list sources
+
+    cdef int work(self) except -1:
+        self.sources.clear()
+        return 0
+
+
+cdef Job release_job(Log log, list sources):
+    cdef ReleaseJob job = ReleaseJob(log)
+    job.sources = sources
+    return job
+
+
 cdef Job drop_job(Compaction owner, Log log, list sources, bint everything):
     cdef DropJob job = DropJob(log)
+    cdef Segment s
+    for s in sources:
+        # Nothing keeps an entry in a source any more.
+        s.hidden = s.dead == s.flushed - SEGMENT_HEADER
     job.everything = everything
     job.owner = owner
-    job.sources = sources
+    job.sources = [s for s in sources if (<Segment>s).hidden]
     job.manifest = log_manifest(log, [], 0)
     log.seal_job = job
     return job

@@ -14,8 +14,8 @@ from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
     record_of, record_size)
 from kvcore.segment cimport (
-    SEGMENT_HEADER, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal, segment_store, segment_sync,
-    segment_unpin)
+    SEGMENT_HEADER, segment_close_window, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal,
+    segment_store, segment_sync, segment_unpin)
 from kvcore.types cimport slice_of
 
 from kvcore import manifest
@@ -28,7 +28,7 @@ cdef extern from "guard.h" nogil:
 
 cdef enum:
     BUFFER_KEPT = 4 << 20           # bytes of room the buffer keeps between flushes
-    STEP_LARGEST = 8 << 20          # bytes of disk space taken ahead at a time
+    STEP_LARGEST = 1 << 20          # bytes of disk space taken ahead at a time: a fraction of a millisecond
     STEP_SMALLEST = 512
     AHEAD = 64                      # at most one part in so many of what was written
     STORED = 1 << 10                # bytes up to which a flush goes through the window: beyond, a system call costs less
@@ -402,6 +402,7 @@ cdef class SealJob(Job):
             except StorageError as error:
                 # Whatever errno says, records that were acknowledged may be gone: this ends the writing.
                 raise ReadOnlyError(error.strerror) from error
+            segment_close_window(segment)
         if self.made_id and self.made is None:
             self.made = segment_create(self.log.files, self.log.path, self.made_id, self.log.store_id, False)
             segment_map(self.made, self.log.segment_size)

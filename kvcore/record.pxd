@@ -34,14 +34,14 @@ cdef struct Record:
 
 
 # CRC-32C of n bytes, going on from `seed`. Raises MemoryError.
-cdef int64_t crc32c_of(const void* data, size_t n, uint32_t seed) except -1
+cdef int64_t crc32c_of(const void* data, size_t n, uint32_t seed) except -1 nogil
 
 # Write the record (its version, flags, expires_at, key and value; RECORD_EXPIRES follows from expires_at) of record_size
 # bytes at dst, whose key and value must lie elsewhere. Raises MemoryError.
-cdef int record_encode(uint8_t* dst, const Record* r, uint32_t seed) except -1
+cdef int record_encode(uint8_t* dst, const Record* r, uint32_t seed) except -1 nogil
 
 # Does the checksum of the decoded record at `data` hold? 1 or 0. Raises MemoryError.
-cdef int record_verify(const uint8_t* data, const Record* r, uint32_t seed) except -1
+cdef int record_verify(const uint8_t* data, const Record* r, uint32_t seed) except -1 nogil
 
 
 # When the n bytes at `data` are a whole record in which one single bit is wrong: the number of that bit, counted from the

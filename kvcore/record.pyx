@@ -25,15 +25,16 @@ cdef object checksum_of = crc32c
 cdef size_t short_size = KV_CRC32C_SHORT if kv_crc32c_here() else 0
 
 
-cdef int64_t crc32c_of(const void* data, size_t n, uint32_t seed) except -1:
+cdef int64_t crc32c_of(const void* data, size_t n, uint32_t seed) except -1 nogil:
     if n <= short_size:
         return kv_crc32c(<const uint8_t*>data, n, seed)
-    window.data = <const uint8_t*>data
-    window.len = n
-    return checksum_of(window, seed)
+    with gil:
+        window.data = <const uint8_t*>data
+        window.len = n
+        return checksum_of(window, seed)
 
 
-cdef int record_encode(uint8_t* dst, const Record* r, uint32_t seed) except -1:
+cdef int record_encode(uint8_t* dst, const Record* r, uint32_t seed) except -1 nogil:
     cdef uint8_t flags = r.flags | RECORD_EXPIRES if r.expires_at else r.flags & ~RECORD_EXPIRES
     cdef uint32_t value_len = <uint32_t>r.value.len
     cdef uint32_t key_len = <uint32_t>r.key.len | <uint32_t>flags << 24
@@ -54,7 +55,7 @@ cdef int record_encode(uint8_t* dst, const Record* r, uint32_t seed) except -1:
     return 0
 
 
-cdef int record_verify(const uint8_t* data, const Record* r, uint32_t seed) except -1:
+cdef int record_verify(const uint8_t* data, const Record* r, uint32_t seed) except -1 nogil:
     return r.checksum == <uint32_t>crc32c_of(data + 4, r.size - 4, seed)
 
 

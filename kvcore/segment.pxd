@@ -77,6 +77,9 @@ cdef int segment_map(Segment s, uint64_t end) except -1
 # that cannot be done: write them then.
 cdef bint segment_store(Segment s, const void* src, size_t n, uint64_t offset, size_t size) noexcept
 
+# Nothing is written any more: a job may do this before segment_seal does.
+cdef void segment_close_window(Segment s) noexcept
+
 # Put what is in the file on the disk; any thread. Raises StorageError, from the first failure on for ever.
 cdef int segment_sync(Segment s) except -1
 

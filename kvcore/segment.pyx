@@ -36,9 +36,8 @@ cdef class Segment:
             self.files.call.close(self.files.ctx, self.fd)
             segments_open -= 1
         if self.map != NULL:
-            self.files.call.unmap(self.files.ctx, self.map, self.mapped)
-            segments_open -= 1
-        close_window(self)
+            unmap(self, self.map, self.mapped)
+        segment_close_window(self)
 
 
 def open_count():
@@ -137,8 +136,7 @@ cdef int segment_map(Segment s, uint64_t end) except -1:
     if address == NULL:
         files_check(-ENOMEM, "map", s.path)
     if s.map != NULL:
-        s.files.call.unmap(s.files.ctx, s.map, s.mapped)
-        segments_open -= 1
+        unmap(s, s.map, s.mapped)
     s.map = address
     s.mapped = end
     segments_open += 1
@@ -156,12 +154,19 @@ cdef bint segment_store(Segment s, const void* src, size_t n, uint64_t offset, s
     return s.files.call.store(s.files.ctx, s.fd, s.window, src, n, offset) == 0
 
 
-cdef void close_window(Segment s) noexcept:
+cdef void segment_close_window(Segment s) noexcept:
+    cdef uint8_t* window = s.window
+    s.window = NULL
+    if window != NULL:
+        unmap(s, window, s.window_size)
+
+
+# Milliseconds for a large mapping that was used: other threads go on meanwhile.
+cdef void unmap(Segment s, const uint8_t* address, size_t n) noexcept:
     global segments_open
-    if s.window != NULL:
-        s.files.call.unmap(s.files.ctx, s.window, s.window_size)
-        segments_open -= 1
-        s.window = NULL
+    segments_open -= 1
+    with nogil:
+        s.files.call.unmap(s.files.ctx, address, n)
 
 
 cdef int segment_sync(Segment s) except -1:
@@ -177,7 +182,7 @@ cdef int segment_sync(Segment s) except -1:
 
 
 cdef void segment_seal(Segment s) noexcept:
-    close_window(s)
+    segment_close_window(s)
     s.sealed = True
     s.pins += 1
     segment_unpin(s)
