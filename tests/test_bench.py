@@ -1,5 +1,6 @@
 """`kvstore bench` against a real server, against redis-server where there is one, and against small servers that lie."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from unittest import SkipTest
+from unittest import SkipTest, mock
 
 from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
@@ -233,6 +234,95 @@ class FakeServerTest(BenchCase):
             self.assertEqual(figures["histogram"][-1][0], figures["max_us"])
 
 
+class ReportTest(BenchCase):
+    def results(self, *names):
+        """Paths of the results of small runs."""
+        directory = self.mktemp()
+        os.mkdir(directory)
+        server = self.fake("text")
+        paths = []
+        for name in names:
+            code, output = self.bench(f"--port={server.port}", "--clients=3", "--requests=300", "--pipeline=2", "--json")
+            self.assertEqual(code, 0)
+            paths.append(os.path.join(directory, name))
+            with open(paths[-1], "w") as file:
+                file.write(output)
+        return paths
+
+    def test_table(self):
+        code, output = self.bench("report", *self.results("one.json", "other.json"))
+        self.assertEqual(code, 0)
+        lines = output.split("\n")
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:6]]
+        self.assertEqual(rows[0], ["run", "what", "operation", "ops/s", "p50", "p95", "p99", "p99.9", "max"])
+        self.assertEqual({len(row) for row in rows}, {9})
+        self.assertEqual(
+            [(row[0], row[2]) for row in rows[2:]],
+            [("one", "write"), ("one", "read"), ("other", "write"), ("other", "read")])
+        self.assertEqual(rows[2][1], "text, 3 clients x 2, 50% reads, 100,000 keys, uniform, 16 + 256 B")
+        self.assertRegex(lines[9], r"\A\* one, run: read: \d+ misses\Z")
+
+    def test_page(self):
+        paths = self.results("one.json", "other.json")
+        page = os.path.join(os.path.dirname(paths[0]), "page.md")
+        code, output = self.bench("report", *paths, f"--output={page}")
+        self.assertEqual(code, 0, output)
+        with open(page) as file:
+            text = file.read()
+        self.assertIn("| other | ", text)
+        plot = page.replace(".md", ".svg")
+        if importlib.util.find_spec("matplotlib") is None:
+            self.assertIn("matplotlib is not installed", output)
+            self.assertFalse(os.path.exists(plot))
+            return
+        self.assertIn("(page.svg)", text)
+        with open(plot) as file:
+            self.assertIn("other: read", file.read())
+
+    def test_page_without_matplotlib(self):
+        (path,) = self.results("one.json")
+        page = os.path.join(os.path.dirname(path), "page.md")
+        with mock.patch.dict(sys.modules, {"matplotlib": None}):
+            code, output = self.bench("report", path, f"--output={page}")
+        self.assertEqual(
+            (code, output),
+            (0, f"kvstore: {page} has no plots: matplotlib is not installed (pip install matplotlib)\n"))
+        with open(page) as file:
+            self.assertNotIn("svg", file.read())
+
+    def test_files_of_the_same_name(self):
+        paths = [self.results("one.json")[0] for _ in range(2)]
+        code, output = self.bench("report", *paths)
+        self.assertEqual((code, [output.count(f"| {path} |") for path in paths]), (0, [2, 2]))
+
+    def test_files_that_are_no_results(self):
+        (path,) = self.results("one.json")
+        for content, reason in (
+            (None, "cannot read .*: No such file or directory"),
+            ("{", "is not JSON: "),
+            ("[]", "was not written by kvstore bench --json"),
+            ('{"version": 1}', "was not written by kvstore bench --json"),
+            ('{"version": 9, "plan": {}, "phases": {}, "target": {}}', "is of version 9; this kvstore reads version 1"),
+        ):
+            bad = os.path.join(os.path.dirname(path), "bad.json")
+            if content is not None:
+                with open(bad, "w") as file:
+                    file.write(content)
+            code, output = self.bench("report", path, bad)
+            self.assertEqual((code, output.count("\n")), (1, 1), output)
+            self.assertRegex(output, f"\\Akvstore: .*{reason}")
+
+    def test_command_lines(self):
+        self.assertEqual(self.bench("report")[0], 2)
+        code, output = self.bench("--clients=3", "report", "x.json")
+        self.assertEqual(code, 2)
+        self.assertIn("the options of report stand behind its name", output)
+        (path,) = self.results("one.json")
+        code, output = self.bench("report", path, f"--output={path}/no/page.md")
+        self.assertEqual((code, output.count("\n")), (1, 1), output)
+        self.assertIn("kvstore: cannot write ", output)
+
+
 class RedisTest(BenchCase):
     def redis(self):
         """The port of a redis-server that keeps nothing on the disk."""
@@ -279,6 +369,7 @@ class CommandLineTest(BenchCase):
     def test_options_that_do_not_go_together(self):
         self.assertIn("--duration and --requests exclude each other", self.refused("--duration=1", "--requests=1"))
         self.assertIn("--mix and --key-size exclude each other", self.refused("--mix=pizzaria", "--key-size=9"))
+        self.assertIn("--threads share the clients", self.refused("--clients=2", "--threads=3"))
         self.assertIn("--mix and --value-size exclude each other", self.refused("--mix=pizzaria", "--value-size=9"))
 
     def test_values_out_of_range(self):

@@ -1,8 +1,10 @@
 """`kvstore bench`: the command line of the load generator. What it needs is imported when it runs."""
 
+import dataclasses
 import json
 import sys
 import time
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
@@ -109,6 +111,10 @@ def bench(context, host, port, as_json, **options) -> None:
         if all(given):
             names = [name.replace("_", "-") for name in (one, other)]
             raise click.UsageError(f"--{names[0]} and --{names[1]} exclude each other")
+    if options["threads"] > options["clients"]:
+        raise click.UsageError("--threads share the clients: there cannot be more of them")
+    if options["mix"]:
+        options["key_size"] = options["value_size"] = None
     _run(_address(context, host, port, options["protocol"]), options, as_json)
 
 
@@ -131,7 +137,8 @@ def _run(address: tuple[str, int], options: dict, as_json: bool) -> None:
         sockets = run.connect(target, plan.clients)
         try:
             if options["load"]:
-                phases.append(run.load(target, sockets, plan, workload, progress))
+                writing = dataclasses.replace(plan, read_ratio=0.0)
+                phases.append(run.sweep("load", target, sockets, writing, workload, progress))
             if not (phases and phases[0].interrupted):
                 phases.append(run.measure(target, sockets, plan, workload, progress))
         finally:
@@ -150,3 +157,31 @@ def _status(phases: list, loaded: bool) -> int:
     if any(phase.wrong or phase.errors or (loaded and phase.tallies[1].misses) for phase in phases):
         return 1
     return INTERRUPTED if any(phase.interrupted for phase in phases) else 0
+
+
+@bench.command(short_help="Make one table of several results, and plots.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(dir_okay=False))
+@click.option("--output", metavar="PAGE.md", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write a page there, and beside it the plots, PAGE.svg; for those matplotlib must be installed.")
+def report(files: tuple[str, ...], output: Path | None) -> None:
+    """Make one Markdown table of the results in several FILEs, each written by kvstore bench --json.
+
+    The runs are called as the files.
+    """
+    from kvnet.bench import report
+
+    try:
+        runs = {name: report.read(path) for name, path in zip(report.names_of(list(files)), files, strict=True)}
+    except report.ReportError as error:
+        _fail(str(error))
+    if output is None:
+        click.echo("\n".join(report.markdown(runs)))
+        return
+    plot = output.with_suffix(".svg")
+    try:
+        drawn = report.draw(runs, plot)
+        output.write_text(report.page(runs, plot.name if drawn else None), "utf-8")
+    except OSError as error:
+        _fail(f"cannot write {error.filename or output}: {error.strerror}")
+    if not drawn:
+        click.echo(f"kvstore: {output} has no plots: matplotlib is not installed (pip install matplotlib)", err=True)

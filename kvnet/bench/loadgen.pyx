@@ -5,9 +5,9 @@ them with one call.
 
 Closed loop: a latency runs from just before a command is handed to the socket to the arrival of its reply's last byte.
 
-Fixed rate: command number j is due at start + j * step, on connection j modulo their number. Its latency runs from that
-moment, however late it is sent. So a server that pauses is charged for every command that should have come meanwhile, and
-not for one per connection only ("coordinated omission").
+Fixed rate: command number j is due at start + lead + j * step, on connection j modulo their number. Its latency runs from
+that moment, however late it is sent. So a server that pauses is charged for every command that should have come meanwhile,
+and not for one per connection only ("coordinated omission").
 
 Thread: run() belongs to one; stop() and the counters may be used from any other meanwhile.
 """
@@ -119,12 +119,13 @@ cdef class Loop:
     cdef uint32_t pipeline
     cdef uint64_t read_limit            # a random number below it makes a read
     cdef bint only_reads
-    cdef bint loading                   # every key once, in the order of the ranks from first_rank on
+    cdef bint in_turn                   # the keys by their ranks, from first_rank on; else as the distribution says
     cdef uint64_t first_rank
     cdef uint64_t random
     cdef uint64_t quota                 # commands to make
     cdef uint64_t duration              # ns after which no more are made
     cdef double step                    # ns between two commands at a fixed rate; 0: closed loop
+    cdef double lead                    # fixed rate: ns from the beginning to the first command
     cdef Connection* connections
     cdef uint32_t count
     cdef int epoll
@@ -157,11 +158,12 @@ cdef class Loop:
 
     def __init__(
         self, Workload workload not None, protocol, fds, uint32_t pipeline, double read_ratio=0.0, uint64_t seed=0, *,
-        quota=None, duration=None, double step=0.0, first_rank=None
+        quota=None, duration=None, double step=0.0, double lead=0.0, first_rank=None
     ):
         """fds: list of int, connected sockets that do not block and outlive this object; pipeline: commands under way on
         each. quota: how many commands (None: no limit); duration: for how many seconds. step: seconds between two
-        commands at a fixed rate; it needs a quota. first_rank: write the keys from this rank on instead, once each.
+        commands at a fixed rate, which needs a quota; lead: seconds until the first. first_rank: take the keys by rank
+        from this one on, not by the distribution.
 
         MemoryError; OSError when the system has no more descriptors.
         """
@@ -175,7 +177,8 @@ cdef class Loop:
         self.quota = NEVER if quota is None else quota
         self.duration = NEVER if duration is None else <uint64_t>(duration * 1e9)
         self.step = step * 1e9
-        self.loading = first_rank is not None
+        self.lead = lead * 1e9
+        self.in_turn = first_rank is not None
         self.first_rank = first_rank or 0
         self.latencies = (Histogram(), Histogram())
         for i in range(OPERATIONS):
@@ -312,6 +315,10 @@ cdef int flush(Loop l, Connection* c) noexcept nogil:
     return 0
 
 
+cdef inline uint64_t due_at(Loop l, uint64_t command) noexcept nogil:
+    return l.begun + <uint64_t>(l.lead + command * l.step)
+
+
 cdef int make_room(Loop l, Connection* c, size_t n) noexcept nogil:
     """For n more bytes of commands."""
     cdef size_t room = 2 * c.room
@@ -333,19 +340,14 @@ cdef int make_command(Loop l, Connection* c) noexcept nogil:
     cdef uint32_t place = c.first + c.flying
     cdef Pending* p = &c.ring[place if place < l.pipeline else place - l.pipeline]
     cdef size_t longest
-    p.operation = WRITE
-    if l.loading:
-        p.number = number_of(l.workload, l.first_rank + l.issued)
-    else:
-        if l.only_reads or random_next(&l.random) < l.read_limit:
-            p.operation = READ
-        p.number = pick(l.workload, &l.random)
+    p.operation = READ if l.only_reads or random_next(&l.random) < l.read_limit else WRITE
+    p.number = number_of(l.workload, l.first_rank + l.issued) if l.in_turn else pick(l.workload, &l.random)
     longest = COMMAND_ROOM + l.workload.longest_key + (l.workload.longest_value if p.operation == WRITE else 0)
     if make_room(l, c, longest) < 0:
         return -1
     c.end = command_put(l.protocol, p.operation, l.workload, p.number, c.out + c.end) - c.out
     if l.step:
-        p.since = l.begun + <uint64_t>(<double>(c.turn * l.count + (c - l.connections)) * l.step)
+        p.since = due_at(l, c.turn * l.count + (c - l.connections))
         c.turn += 1
         c.due -= 1
     if l.flying == 0:
@@ -452,7 +454,7 @@ cdef int release(Loop l) noexcept nogil:
     cdef uint64_t first = l.released, due, i
     cdef itimerspec at
     while True:
-        due = l.begun + <uint64_t>(<double>l.released * l.step)
+        due = due_at(l, l.released)
         if l.released == l.quota or due > l.now:
             break
         l.connections[l.released % l.count].due += 1

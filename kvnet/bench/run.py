@@ -37,7 +37,10 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the clients do: for `duration` seconds, or `requests` commands; closed loop, or `rate` commands a second."""
+    """What the clients do: for `duration` seconds, or `requests` commands; closed loop, or `rate` commands a second.
+
+    There are at least as many clients as threads.
+    """
 
     clients: int = 50
     pipeline: int = 1
@@ -144,39 +147,40 @@ def _allow_descriptors(wanted: int) -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
-def load(target: Target, sockets: list, plan: Plan, workload: Workload, progress: Callable) -> Phase:
-    """Write every key once. `progress` is called with the Phase, seconds and the commands answered so far."""
-    return _drive("load", target, _loops(target, sockets, plan, workload, loading=True), workload, progress)
+def sweep(name: str, target: Target, sockets: list, plan: Plan, workload: Workload, progress: Callable) -> Phase:
+    """Write every key once, or with the plan's read_ratio of 1 read it. `name`: that of the Phase.
+
+    `progress` is called with the Phase, seconds and the commands answered so far.
+    """
+    loops = []
+    for thread, fds in enumerate(_parts(sockets, plan.threads)):
+        first, end = _share(workload.keys, thread, plan.threads)
+        common = (workload, target.protocol, fds, plan.pipeline, plan.read_ratio)
+        loops.append(Loop(*common, quota=end - first, first_rank=first))
+    return _drive(name, target, loops, workload, progress)
 
 
 def measure(target: Target, sockets: list, plan: Plan, workload: Workload, progress: Callable) -> Phase:
-    """Do what the plan says. `progress`: as in load()."""
-    return _drive("run", target, _loops(target, sockets, plan, workload, loading=False), workload, progress)
-
-
-def _loops(target: Target, sockets: list, plan: Plan, workload: Workload, loading: bool) -> list[Loop]:
-    """A Loop for each thread, with its part of the connections and of the work."""
-    threads = min(plan.threads, len(sockets))
-    loops = []
-    for thread in range(threads):
-        fds = [connection.fileno() for connection in sockets[thread::threads]]
-        common = (workload, target.protocol, fds, plan.pipeline)
-        if loading:
-            first, end = _share(workload.keys, thread, threads)
-            loops.append(Loop(*common, quota=end - first, first_rank=first))
-            continue
-        quota, duration, step = plan.requests, plan.duration, 0.0
-        if plan.rate is not None:
+    """Do what the plan says. `progress`: as in sweep()."""
+    quota, duration, step = plan.requests, plan.duration, 0.0
+    if plan.rate is not None:
+        step = plan.threads / plan.rate
+        if quota is None:
             # What is due is sent even when it is late, for as long again; else the worst latencies would be left out.
-            step = threads / plan.rate
-            if quota is None:
-                quota, duration = max(1, round(plan.rate * plan.duration)), 2 * plan.duration
-        if quota is not None:
-            first, end = _share(quota, thread, threads)
-            quota = end - first
+            quota, duration = max(1, round(plan.rate * plan.duration)), 2 * plan.duration
+    loops = []
+    for thread, fds in enumerate(_parts(sockets, plan.threads)):
+        first, end = _share(quota, thread, plan.threads) if quota is not None else (0, None)
+        limits = {"quota": None if end is None else end - first, "duration": duration}
+        rate = {"step": step, "lead": thread * step / plan.threads}
         seed = plan.seed << 20 | thread
-        loops.append(Loop(*common, plan.read_ratio, seed, quota=quota, duration=duration, step=step))
-    return loops
+        loops.append(Loop(workload, target.protocol, fds, plan.pipeline, plan.read_ratio, seed, **limits, **rate))
+    return _drive("run", target, loops, workload, progress)
+
+
+def _parts(sockets: list, threads: int) -> list[list[int]]:
+    """The descriptors of each thread."""
+    return [[connection.fileno() for connection in sockets[thread::threads]] for thread in range(threads)]
 
 
 def _share(total: int, part: int, parts: int) -> tuple[int, int]:
