@@ -22,6 +22,7 @@ from kvnet.cli import main
 from kvnet.client import Client
 from tests.bench_servers import Server
 from tests.daemon import PATIENCE, Daemon, environment
+from tests.support import SANITIZED
 
 SMALL = ("--clients=7", "--requests=3000", "--keys=500", "--value-size=40")
 
@@ -262,7 +263,12 @@ class ReportTest(BenchCase):
         self.assertEqual(rows[2][1], "text, 3 clients x 2, 50% reads, 100,000 keys, uniform, 16 + 256 B")
         self.assertRegex(lines[9], r"\A\* one, run: read: \d+ misses\Z")
 
+    def draws(self):
+        if SANITIZED:
+            raise SkipTest("matplotlib cannot be imported under the sanitizers")
+
     def test_page(self):
+        self.draws()
         paths = self.results("one.json", "other.json")
         page = os.path.join(os.path.dirname(paths[0]), "page.md")
         code, output = self.bench("report", *paths, f"--output={page}")
@@ -317,6 +323,9 @@ class ReportTest(BenchCase):
         code, output = self.bench("--clients=3", "report", "x.json")
         self.assertEqual(code, 2)
         self.assertIn("the options of report stand behind its name", output)
+
+    def test_page_that_cannot_be_written(self):
+        self.draws()
         (path,) = self.results("one.json")
         code, output = self.bench("report", path, f"--output={path}/no/page.md")
         self.assertEqual((code, output.count("\n")), (1, 1), output)

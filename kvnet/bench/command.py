@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -185,3 +187,43 @@ def report(files: tuple[str, ...], output: Path | None) -> None:
         _fail(f"cannot write {error.filename or output}: {error.strerror}")
     if not drawn:
         click.echo(f"kvstore: {output} has no plots: matplotlib is not installed (pip install matplotlib)", err=True)
+
+
+@bench.command(short_help="The challenge's figures: speed, recovery, disk, durability.")
+@click.option("--entries", type=click.IntRange(100, 100_000_000), default=100_000, show_default=True,
+              help="Keys; 100,000 take about 0.8 GB of disk, 1,000,000 about 8 GB.")
+@click.option("--duration", type=click.FloatRange(min=0, min_open=True, max=1e6), default=10.0, show_default=True,
+              help="Seconds of mixed load.")
+@click.option("--clients", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Connections.")
+@click.option("--fsync", type=click.Choice(["always", "everysec", "no"]), default="everysec", show_default=True,
+              help="As in kvstore serve --help.")
+@click.option("--data-dir", metavar="PATH", type=click.Path(file_okay=False),
+              help="Where the data is kept, empty or not there yet; it is left there. [default: a temporary directory]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def challenge(entries, duration, clients, fsync, data_dir, as_json) -> None:
+    """Measure what the challenge asks for on a server that is started for this alone.
+
+    It is loaded with the pizzaria mix, serves 70 % reads and 30 % writes of which 80 % go to a fifth of the keys, is killed
+    with kill -9 in the middle of writes, started again, read back to the last key, stopped, and compacted.
+
+    The exit status is 1 when a step fails or an answer is not right.
+    """
+    from kvnet.bench import run
+    from kvnet.bench.challenge import Challenge, ChallengeError, lines
+
+    progress = _Progress()
+    with tempfile.TemporaryDirectory(prefix="kvstore-bench-") as temporary:
+        directory = data_dir or os.path.join(temporary, "data")
+        if os.path.isdir(directory) and os.listdir(directory):
+            raise click.UsageError(f"--data-dir: {directory} is not empty")
+        try:
+            result = Challenge(directory, entries, run.Plan(clients, duration=duration), fsync, progress).result()
+        except (ChallengeError, run.BenchError) as error:
+            progress.clear()
+            _fail(str(error))
+        except KeyboardInterrupt:
+            progress.clear()
+            click.echo("kvstore: interrupted", err=True)
+            sys.exit(INTERRUPTED)
+    progress.clear()
+    click.echo(json.dumps(result) if as_json else "\n".join(lines(result)))
