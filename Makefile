@@ -4,6 +4,7 @@
 # make lint       ruff and cython-lint
 # make debug      build with line tracing, assertions and balance counters; make test KVSTORE_DEBUG=1 tests that build
 # make sanitize   run the suite on a build with the address and undefined behaviour sanitizers
+# make coverage   run the suite and say which lines and branches of the engine it took: TESTS=... as above; ARGS=--missing
 # make fuzz       each fuzz target for SECONDS=30 on a sanitized build by CLANG=clang; TARGETS='text offline'; SEED=1 repeats
 # make soak       a real server under load, killed and stopped, for MINUTES=10; SEED=1 repeats
 # make bench-engine   kvcore beside lmdb, rocksdict and dict: writes docs/benchmarks-engine.md; ARGS=--quick only prints
@@ -33,7 +34,7 @@ SOURCES := $(CYTHON_SOURCES) $(wildcard kvcore/*.h)
 MODE := $(if $(filter-out 0,$(KVSTORE_DEBUG)),debug,release)
 BUILT := build/$(MODE).stamp
 
-.PHONY: run test test-long build debug sanitize fuzz soak bench-engine lint clean
+.PHONY: run test test-long build debug sanitize coverage fuzz soak bench-engine lint clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED) $(BUILT)
@@ -61,6 +62,14 @@ sanitize: $(DEV)
 	cd $(SANITIZE) && KVSTORE_SANITIZE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
 	cd $(SANITIZE) && $(SANITIZE_ENV) LD_PRELOAD="$$($(CC) -print-file-name=libasan.so)" PYTHONPATH="$(CURDIR)/$(SANITIZE)" \
 		$(CURDIR)/$(BIN)/trial --temp-directory=build/trial $(TESTS)
+
+# Counts of another build, or of sources that have changed since, are worth nothing: everything is built anew.
+COVERED := build/coverage
+coverage: $(DEV)
+	@$(call COPY_TREE,$(COVERED))
+	cd $(COVERED) && KVSTORE_COVERAGE=1 $(CURDIR)/$(BIN)/python setup.py --quiet build_ext --inplace
+	cd $(COVERED) && PYTHONPATH="$(CURDIR)/$(COVERED)" $(CURDIR)/$(BIN)/trial --temp-directory=build/trial $(TESTS)
+	@$(BIN)/python tools/branches.py $(ARGS) $(COVERED)
 
 # An input that failed is left in build/fuzz as TARGET-crash-...; "python -m tests.fuzz TARGET FILE" runs it once more.
 FUZZED := build/fuzz

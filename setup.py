@@ -3,6 +3,7 @@
 KVSTORE_DEBUG=1      line tracing, assertions, balance counters (KV_DEBUG), no optimisation
 KVSTORE_SANITIZE=1   address and undefined behaviour sanitizers; with assertions and counters
 KVSTORE_SANITIZE=fuzzer   the same, with coverage for libFuzzer; for clang only
+KVSTORE_COVERAGE=1   what ships, without optimisation and with gcov's counters: see tools/branches.py; for gcc only
 """
 
 import os
@@ -20,7 +21,8 @@ import preflight  # noqa: E402
 DEBUG = os.environ.get("KVSTORE_DEBUG", "") not in ("", "0")
 SANITIZE = os.environ.get("KVSTORE_SANITIZE", "") not in ("", "0")
 FUZZER = os.environ.get("KVSTORE_SANITIZE") == "fuzzer"
-MODE = "sanitize" if SANITIZE else "debug" if DEBUG else "release"
+COVERAGE = os.environ.get("KVSTORE_COVERAGE", "") not in ("", "0")
+MODE = "sanitize" if SANITIZE else "coverage" if COVERAGE else "debug" if DEBUG else "release"
 BUILD = f"build/{MODE}"  # apart, so that no file of one mode is taken for that of another
 
 DIRECTIVES = {
@@ -33,6 +35,7 @@ DIRECTIVES = {
     "embedsignature": True,
     "linetrace": DEBUG,
     "profile": DEBUG,
+    "optimize.use_switch": not COVERAGE,  # each condition shall be one in the C, too
 }
 
 # What Cython generates has unused arguments (every function that fits a slot of a type) and type objects that name only
@@ -46,16 +49,21 @@ SANITIZERS = [
     "-fno-omit-frame-pointer",
 ]
 
+# Atomic, for gcov infers some counts from others: one lost between threads would take or invent a branch.
+COUNTERS = ["--coverage", "-fprofile-update=atomic"]
+
 COMPILE = {
     # Without assertions the variables that only they used are left over.
     "release": [*CFLAGS, "-Wno-unused-variable", "-O2"],
     "debug": [*CFLAGS, *UNOPTIMISED, "-O0"],
     "sanitize": [*CFLAGS, *UNOPTIMISED, "-O1", *SANITIZERS],
+    "coverage": [*UNOPTIMISED, "-Wno-all", "-O0", *COUNTERS],
 }[MODE]
 MACROS = {
     "release": [("CYTHON_WITHOUT_ASSERTIONS", "1")],
     "debug": [("KV_DEBUG", "1"), ("CYTHON_TRACE_NOGIL", "1")],
     "sanitize": [("KV_DEBUG", "1")],
+    "coverage": [("CYTHON_WITHOUT_ASSERTIONS", "1")],
 }[MODE]
 
 
@@ -74,7 +82,7 @@ def extensions():
             depends=[*headers, "setup.py"],
             define_macros=MACROS,
             extra_compile_args=COMPILE,
-            extra_link_args=SANITIZERS if SANITIZE else [],
+            extra_link_args=SANITIZERS if SANITIZE else COUNTERS if COVERAGE else [],
         )
         for path in sources
     ]
