@@ -381,10 +381,10 @@ cdef bint place_entries(Entry* entries, size_t count, ByteBuf slots, Log log) ex
             return False
         at.segment = slot[at.segment]
         segment = log_segment(log, at.segment)
-        if at.offset + <uint64_t>at.length > segment.allocated:
-            return False
         if not segment.compacted:
             log_note_synced(log, segment.id, at.offset + at.length)
+        if at.offset + <uint64_t>at.length > segment.allocated:
+            return False
         if i and entries[i].hash < entries[i - 1].hash:
             return False
     return True

@@ -16,7 +16,7 @@ from kvcore.log cimport log_add_segment, log_manifest, log_publish, log_submit_s
 from kvcore.replay cimport Replay, replay_finish, replay_note_covered, replay_plan, replay_segment
 from kvcore.segment cimport (
     SEGMENT_HEADER, Segment, segment_create, segment_map, segment_name, segment_open, segment_seal)
-from kvcore.types cimport uint8_t
+from kvcore.types cimport Location, uint8_t
 from kvcore.walk cimport Walk, walk_finds_record, walk_note_synced
 
 from kvcore import manifest
@@ -28,6 +28,12 @@ ORDER_NAME = re.compile(rb"([0-3]\d{9})\.ord(\.tmp)?")
 OUR_NAMES = (
     b"LOCK", b"MANIFEST", b"MANIFEST.tmp", b"index.ckpt", b"index.ckpt.tmp", b"RESERVE", b"quarantine",
     b"LAST_BACKUP", b"LAST_BACKUP.tmp", b"lost+found")
+
+
+# What the index names of one segment.
+cdef struct Named:
+    uint64_t size               # bytes of the records
+    uint64_t end                # where the last of them ends
 
 
 cdef class Recovered:
@@ -194,7 +200,6 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     covered = checkpoint_load(log, result.index, result.deadlines)
     if covered is None:
         covered = {}
-        log.synced_id = log.synced_offset = 0
         result.index = HashIndex(log.hash_secret)
         result.deadlines = Deadlines()
     replay = Replay(log, result.index, result.deadlines)
@@ -203,6 +208,7 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     walk_note_synced(replay, log.synced_id, log.synced_offset)
     replay_all(replay, covered)
     count_dead(log, result.index)
+    cut_tails(log)
     choose_active(log)
     log.last_version = max(log.last_version, replay.newest, *(line.get("max_version", 0) for line in lines))
     log.synced_id = replay.synced_id
@@ -327,29 +333,44 @@ cdef int replay_all(Replay replay, dict covered) except -1:
         replay_segment(replay, slot, start, max(<uint64_t>data_end, start), last)
         if s.sealed:
             segment_seal(s)
-        elif s.allocated > s.flushed:
-            files_check(s.files.call.ftruncate(s.files.ctx, s.fd, s.flushed), "cut", s.path)
-            s.allocated = s.flushed
-        log.flushed_total += s.flushed
     return replay_finish(replay)
 
 
 # What no entry of the index points at is dead.
 cdef int count_dead(Log log, HashIndex index) except -1:
     cdef ByteBuf sums = ByteBuf()
-    cdef uint64_t* bytes_of = <uint64_t*>bytebuf_reserve(sums, len(log.segments) * sizeof(uint64_t))
+    cdef Named* named = <Named*>bytebuf_reserve(sums, len(log.segments) * sizeof(Named))
     cdef Partition* part
+    cdef Location* at
     cdef Segment s
     cdef uint32_t i
     cdef int p
-    memset(bytes_of, 0, len(log.segments) * sizeof(uint64_t))
+    memset(named, 0, len(log.segments) * sizeof(Named))
     for p in range(PARTITIONS):
         part = &index.partitions[p]
         for i in range(part.places):
-            if part.entries[i].at.length:
-                bytes_of[part.entries[i].at.segment] += part.entries[i].at.length
+            at = &part.entries[i].at
+            if at.length:
+                named[at.segment].size += at.length
+                named[at.segment].end = max(named[at.segment].end, at.offset + <uint64_t>at.length)
     for s in log.segments:
-        s.dead = s.flushed - SEGMENT_HEADER - bytes_of[s.slot]
+        if named[s.slot].end > s.flushed:
+            # The image knows of records that the log has lost. Their keys answer an error, also after the next opening: so
+            # the zeros in their place stay, and nothing else is written there.
+            s.flushed = named[s.slot].end
+            s.damaged = True
+        s.dead = s.flushed - SEGMENT_HEADER - named[s.slot].size
+    return 0
+
+
+# Cut off what stands behind the last record of an open segment: a torn tail, or space that was taken ahead.
+cdef int cut_tails(Log log) except -1:
+    cdef Segment s
+    for s in log.segments:
+        if not s.sealed and s.allocated > s.flushed:
+            files_check(s.files.call.ftruncate(s.files.ctx, s.fd, s.flushed), "cut", s.path)
+            s.allocated = s.flushed
+        log.flushed_total += s.flushed
     return 0
 
 

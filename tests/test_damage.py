@@ -4,8 +4,11 @@ import gc
 import os
 import struct
 
+import crc32c
+
 import kvcore
 from kvcore import manifest
+from tests.probe import HandFiles
 from tests.support import at_once
 from tests.test_recovery import HEADER, SMALL, CrashCase, forge, records, seed_of
 
@@ -33,7 +36,8 @@ class MarkTest(CrashCase):
 class ImageTest(CrashCase):
     """An image of the index may name records that came after it was begun: it proves that they were on the disk."""
 
-    def check_tail(self, spoil, openings):
+    def crash(self, spoil):
+        """Kill a store of which only the image proves that the last records were on the disk; spoil: what each becomes."""
         store = kvcore.open(self.dir, fsync="no", executor=at_once)
         store.put(b"before", b"1")
         steps = store.checkpoint_steps()
@@ -47,11 +51,14 @@ class ImageTest(CrashCase):
         gc.collect()
         path = self.segment_paths()[0]
         content = bytearray(self.read(path))
-        for offset, size, *_ in records(content)[-20:]:
+        for offset, size, *_ in reversed(records(content)[-20:]):
             content[offset:offset + size] = spoil(content[offset:offset + size])
         with open(path, "wb") as f:
             f.write(content)
-        for _ in range(openings):
+
+    def check_tail(self, spoil):
+        self.crash(spoil)
+        for _ in range(2):
             store = kvcore.open(self.dir, fsync="no", executor=at_once)
             self.assertTrue(store.recovery["checkpoint"])
             self.assertEqual(store.get(b"before"), b"1")
@@ -63,14 +70,36 @@ class ImageTest(CrashCase):
                     damaged += 1
             self.assertGreater(damaged, 0)
             self.assertGreater(store.recovery["damaged_ranges"], 0)
+            self.assertLess(store.stats()["dead_bytes"], 1000)
             del store
             gc.collect()
 
     def test_wrong_bits_in_records_that_only_the_image_proves(self):
-        self.check_tail(lambda record: record[:-1] + b"?", 2)
+        self.check_tail(lambda record: record[:-1] + b"?")
 
     def test_zeros_instead_of_records_that_only_the_image_proves(self):
-        self.check_tail(lambda record: bytes(len(record)), 1)
+        self.check_tail(lambda record: bytes(len(record)))
+
+    def test_records_that_only_the_image_proves_and_that_are_gone_are_told(self):
+        self.crash(lambda record: b"")
+        store = self.open()
+        self.assertEqual(dict(store.items()), {b"before": b"1"})
+        self.assertEqual((store.recovery["checkpoint"], store.recovery["damaged_ranges"]), (False, 1))
+        self.assertIn("bytes are missing", store.recovery["messages"][0])
+
+    def test_keys_that_only_the_image_knows_can_be_written_and_deleted(self):
+        self.crash(lambda record: bytes(len(record)))
+        store = self.open()
+        damaged = []
+        for i in range(20):
+            try:
+                store.get(b"k%d" % i)
+            except kvcore.CorruptionError:
+                damaged.append(b"k%d" % i)
+        put, deleted = damaged[:2]
+        store.put(put, b"healed")
+        self.assertTrue(store.delete(deleted))
+        self.assertEqual((store.get(put), store.get(deleted)), (b"healed", None))
 
 
 class CutBelowTheImageTest(CrashCase):
@@ -130,6 +159,32 @@ class TornTailElsewhereTest(CrashCase):
     def test_sealed_segment(self):
         self.check(self.sealed)
 
+    def test_spare_that_is_there_already_is_used_before_another_is_made(self):
+        self.bring_back(self.files)
+        header = bytearray(self.files["0000000002.seg"][:60])
+        header[16:24] = (3).to_bytes(8, "little")
+        header += crc32c.crc32c(bytes(header)).to_bytes(4, "little")
+        self.damage(os.path.join(self.dir, "0000000003.seg"), bytes(header))
+        path = os.path.join(self.dir, manifest.NAME)
+        store_id, secret, _, lines = manifest.decode(self.read(path), path)
+        self.assertEqual([line["state"] for line in lines], ["open", "open"])
+        self.damage(path, manifest.encode(store_id, secret, 4, [*lines, {"id": 3, "state": "open"}]))
+        jobs = []
+        store = self.open(segment_size=SMALL, executor=jobs.append)
+        for i in range(60):
+            store.put(b"more%d" % i, bytes(1000))
+        # The second one became full while the first was being sealed.
+        self.assertEqual(len(self.segment_paths()), 3)
+        while jobs:
+            job = jobs.pop(0)
+            job.run()
+            job.finish()
+        self.assertEqual(len(self.segment_paths()), 4)
+        self.assertEqual(store.sealed_ids(), [1, 2])
+        store.close()
+        more = {b"more%d" % i: bytes(1000) for i in range(60)}
+        self.assertEqual(self.contents(segment_size=SMALL), {**dict(self.pairs), **more})
+
     def test_writing_goes_on_in_the_newest_segment_with_records(self):
         self.bring_back(self.files)
         store = self.open(segment_size=SMALL)
@@ -140,6 +195,19 @@ class TornTailElsewhereTest(CrashCase):
 
 
 class SegmentIdTest(CrashCase):
+    def test_next_number_of_the_manifest_is_not_believed_below_that_of_a_segment(self):
+        self.write([(b"k%d" % i, bytes(1000)) for i in range(100)], segment_size=SMALL)
+        path = os.path.join(self.dir, manifest.NAME)
+        store_id, secret, _, segments = manifest.decode(self.read(path), path)
+        self.damage(path, manifest.encode(store_id, secret, 1, segments))
+        before = {name: self.read(name) for name in self.segment_paths()[:1]}
+        store = self.open(segment_size=SMALL)
+        for i in range(100):
+            store.put(b"more%d" % i, bytes(1000))
+        store.close()
+        self.assertEqual({name: self.read(name) for name in before}, before)
+        self.assertEqual(len(self.contents(segment_size=SMALL)), 200)
+
     def test_two_segments_of_the_store_in_each_others_place(self):
         self.write([(b"k%d" % i, bytes(1000)) for i in range(200)], segment_size=SMALL)
         first, second = self.segment_paths()[:2]
@@ -197,6 +265,18 @@ class SearchTest(CrashCase):
             lambda seed: b"x" * 9 + forge(seed, early, b"ghost", b"1") + forge(seed, late, b"ghost", b"2"))
         self.assertIsNone(store.get(b"ghost"))
         self.assertEqual(store.recovery["damaged_bytes"], size)
+
+    def test_clock_before_1970(self):
+        files = HandFiles()
+        files.now = -5000
+        for _ in range(2):
+            store = self.open(files=files)
+            store.put(b"a", b"1", ttl=10)
+            self.assertEqual(store.get(b"a"), b"1")
+            store.close()
+            self.forget_checkpoint()
+        files.now = 1_800_000_000_000
+        self.assertEqual(self.contents(files=files), {})
 
     def test_records_of_a_clock_that_was_wrong_are_not_cut(self):
         self.write([])
