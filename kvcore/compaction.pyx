@@ -79,7 +79,7 @@ cdef class Compaction:
                     self.read_bytes += reading.consumed
                     if copying.bound == 0:
                         continue
-                    if output is None or not has_room(output, copying.bound, log.segment_size):
+                    if output is None or output.flushed + copying.bound > log.segment_size:
                         making = CreateJob(log)
                         yield making
                         job_check(making)
@@ -152,10 +152,6 @@ cdef uint64_t lowest_outside(Log log, list sources) except? 0:
         if s is not None and s not in sources:
             lowest = min(lowest, s.min_version)
     return lowest
-
-
-cdef inline bint has_room(Segment output, size_t bound, uint64_t segment_size) noexcept:
-    return output.flushed == SEGMENT_HEADER or output.flushed + bound <= segment_size
 
 
 # ---- choosing

@@ -11,7 +11,7 @@ from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
 from kvcore.files cimport files_check, files_cut, files_open, files_replace, files_write
 from kvcore.order cimport order_build, order_save, order_settle
 from kvcore.record cimport (
-    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
+    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
     record_of, record_size)
 from kvcore.segment cimport (
     SEGMENT_HEADER, segment_close_window, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal,
@@ -208,8 +208,6 @@ cdef int log_flush(Log log) except -1:
     cdef Segment active = log.active
     cdef uint64_t end = active.flushed + log.buf.len
     cdef int result = 0, cut
-    if log.buf.len == 0:
-        return 0
     log_check_writable(log)
     segment_map(active, end)
     take_ahead(log, end)
@@ -434,7 +432,8 @@ cdef class SealJob(Job):
         if self.made is not None:
             log_add_segment(log, self.made)
             log.spare = self.made
-        if log.full or log.spare is None:
+        # Without a spare one more is full: the spare of this job was needed meanwhile.
+        if log.full:
             log_submit_seal(log)
         return 0
 
@@ -488,9 +487,6 @@ cdef int log_publish(Log log, bytes content) except -1:
 cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept:
     cdef Segment segment = log_segment(log, at.segment)
     if segment is log.active and at.offset >= segment.flushed:
-        # An image of the index may name what the log has lost.
-        if at.offset - segment.flushed + at.length > log.buf.len:
-            return -1
         memcpy(dst, log.buf.data + (at.offset - segment.flushed), at.length)
         return 0
     return segment_copy(segment, at.offset, dst, at.length)
@@ -498,12 +494,8 @@ cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept:
 
 cdef int log_key_equal(Log log, Location at, Slice key) noexcept:
     cdef Segment segment = log_segment(log, at.segment)
-    if at.length < RECORD_HEADER:
-        return 0
     if segment is not log.active or at.offset < segment.flushed:
         return segment_key_equal(segment, at.offset, at.length, key.ptr, key.len)
-    if at.offset - segment.flushed + at.length > log.buf.len:
-        return -1
     return kv_key_equal(log.buf.data + (at.offset - segment.flushed), at.length, key.ptr, key.len)
 
 
