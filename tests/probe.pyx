@@ -79,20 +79,22 @@ cdef class HandFiles(Files):
 
 cdef ssize_t block_pread(void* ctx, int fd, void* dst, size_t n, uint64_t offset) noexcept nogil:
     if offset < (<BadBlocks>ctx).end and offset + n > (<BadBlocks>ctx).start:
-        return -EIO
+        return (<BadBlocks>ctx).result
     return (<BadBlocks>ctx).real.pread(ctx, fd, dst, n, offset)
 
 
 cdef class BadBlocks(Files):
-    """A file table with which bytes [start, end) of no file can be read."""
+    """A file table with which bytes [start, end) of no file can be read: `result` is what reading them returns."""
 
     cdef FileTable real
     cdef uint64_t start
     cdef uint64_t end
+    cdef ssize_t result
 
-    def __cinit__(self, start, end):
+    def __cinit__(self, start, end, result=-EIO):
         self.start = start
         self.end = end
+        self.result = result
         self.real = self.call
         self.ctx = <void*>self
         self.call.pread = block_pread

@@ -4,6 +4,8 @@ import os
 import random
 import shutil
 
+import crc32c
+
 import kvcore
 from kvcore.check import check
 from tests.probe import HandFiles
@@ -142,7 +144,8 @@ class CheckpointTest(CheckpointCase):
         store.close()
         self.assertEqual(check(self.dir).damage, [])
 
-    def test_with_parts_in_each_others_place_it_is_ignored(self):
+    def parts(self):
+        """What a store of some keys holds, the head of its image, and the parts of that."""
         model = {b"%d" % i: b"v" for i in range(1000)}
         store = self.open()
         for key, value in model.items():
@@ -156,11 +159,31 @@ class CheckpointTest(CheckpointCase):
             parts.append(content[at:end])
             at = end
         self.assertEqual(at, len(content))
+        return model, content[:44], parts
+
+    def test_with_entries_that_cannot_be_it_is_ignored(self):
+        """Although their checksum holds."""
+        model, head, parts = self.parts()
+        first, second = parts[2][8:24], parts[2][24:40]
+        none = b"\xff" * 4
+        for forged in (second + first, first[:4] + none + first[8:] + second, first[:8] + none + first[12:] + second,
+                       first[:12] + bytes(4) + second):
+            body = parts[2][:8] + forged + parts[2][40:-4]
+            seed = int.from_bytes(head[40:44], "little") + 2
+            part = body + crc32c.crc32c(body, seed).to_bytes(4, "little")
+            with open(self.path(), "wb") as f:
+                f.write(head + b"".join([*parts[:2], part, *parts[3:]]))
+            opened = kvcore.open(self.dir, fsync="no")
+            self.assertEqual((opened.recovery["checkpoint"], dict(opened.items())), (False, model))
+            opened.close()
+
+    def test_with_parts_in_each_others_place_it_is_ignored(self):
+        model, head, parts = self.parts()
         sizes = [len(part) for part in parts]
         one, two = 2, sizes.index(sizes[2], 3)
         parts[one], parts[two] = parts[two], parts[one]
         with open(self.path(), "wb") as f:
-            f.write(content[:44] + b"".join(parts))
+            f.write(head + b"".join(parts))
         self.check(self.dir, model, False)
 
     def test_of_another_store_or_of_bytes_that_are_gone_it_is_ignored(self):

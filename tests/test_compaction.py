@@ -89,6 +89,29 @@ class SpaceTest(CompactionCase):
         store.close()
         self.assertEqual(self.contents(), model)
 
+    def test_many_small_segments_become_few(self):
+        store, model = self.open(), {}
+        self.fill(store, model, random.Random(29), 3000, keys=100_000, deletes=0)
+        before = len(store.sealed_ids())
+        self.assertGreater(before, 8)
+        store.close()
+        store = self.open(segment_size=8 * SMALL)
+        while (steps := store.maintenance()) is not None:
+            store.drive(steps)
+        self.assertLess(len(store.sealed_ids()), before)
+        self.assertEqual(dict(store.items()), model)
+
+    def test_dead_space_in_the_segment_that_is_written_on_comes_back_when_idle(self):
+        store = self.open(segment_size=64 << 20, compression=False)
+        value = os.urandom(300_000)
+        for used in (1, 2):
+            store.put(b"a", value)
+            self.assertIsNone(store.maintenance(idle=True), used)
+        store.put(b"a", value)
+        store.drive(store.maintenance(idle=True))
+        self.assertLess(self.disk_bytes(), 2 * len(value))
+        self.assertEqual(dict(store.items()), {b"a": value})
+
     def test_nothing_to_do(self):
         store, model = self.open(), {}
         self.assertIsNone(store.maintenance())
@@ -346,6 +369,38 @@ class TroubleTest(CompactionCase):
         self.assertEqual({k: store.get(k) for k in model}, model)
         store.put(key, b"healed")
         self.assertEqual(dict(store.items()), {**model, key: b"healed"})
+
+
+    def large(self):
+        """A store with a sealed segment in which a record is larger than what compaction reads at a time."""
+        store = self.open(segment_size=1 << 20)
+        model = {b"small": b"1", b"large": os.urandom(600_000), b"other": os.urandom(600_000)}
+        store.put(b"dead", os.urandom(300_000))
+        for key, value in model.items():
+            store.put(key, value)
+        store.delete(b"dead")
+        store.flush()
+        self.assertEqual(store.sealed_ids(), [1])
+        return store, model
+
+    def test_record_larger_than_what_is_read_at_a_time(self):
+        store, model = self.large()
+        store.drive(store.compaction_of([1]))
+        self.assertNotIn(1, store.sealed_ids())
+        self.assertEqual(dict(store.items()), model)
+        self.check_killed(model)
+
+    def test_large_record_whose_length_is_damaged_under_the_store(self):
+        store, model = self.large()
+        path = self.segment_paths()[0]
+        with open(path, "r+b") as f:
+            offset = next(r[0] for r in records(f.read()) if r[3] == b"large")
+            f.seek(offset + 15)
+            f.write(b"\x01")
+        store.drive(store.compaction_of([1]))
+        self.assertTrue(os.path.exists(path))
+        self.assertRaises(kvcore.CorruptionError, store.get, b"large")
+        self.assertEqual((store.get(b"small"), store.get(b"other")), (model[b"small"], model[b"other"]))
 
 
 class CompressionTest(CompactionCase):

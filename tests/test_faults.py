@@ -1,6 +1,7 @@
 """What the disk refuses, and when it refuses it; what goes wrong around a sync."""
 
 import errno
+import fcntl
 import gc
 import os
 import subprocess
@@ -11,7 +12,7 @@ from twisted.python.failure import Failure
 
 import kvcore
 from kvcore import worker
-from tests.probe import HandFiles, HookedFiles
+from tests.probe import BadBlocks, HandFiles, HookedFiles
 from tests.support import StoreCase
 from tests.test_protocol import ConnectionCase
 from tests.test_recovery import SMALL
@@ -103,6 +104,19 @@ class FailedWriteTest(FaultCase):
         store.put(b"a", b"1")
         store.close()
         self.assertEqual(self.contents(), {b"a": b"1"})
+
+
+    def test_space_is_not_taken_ahead_where_the_file_system_cannot(self):
+        for code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO):
+            self.dir = os.path.abspath(self.mktemp())
+            store = self.open_hooked()
+            self.fail_at["fallocate", "0000000001.seg"] = code
+            self.calls.clear()
+            for i in range(8):
+                store.put(b"k%d" % i, bytes(1 << 20))
+            self.assertEqual(self.calls.count(("fallocate", "0000000001.seg")) > 1, code == errno.EIO)
+            self.assertEqual((store.state, len(store)), ("ok", 8))
+            store.close()
 
 
 class SequenceTest(FaultCase):
@@ -347,6 +361,24 @@ class OpeningTest(FaultCase):
                 subprocess.run([sys.executable, "-c", program, self.dir], check=True)
 
         self.assertEqual(dict(self.open(files=HookedFiles(hook)).items()), {b"a": b"1"})
+
+    def test_directory_held_by_somebody_who_has_not_said_who(self):
+        os.mkdir(self.dir)
+        with open(os.path.join(self.dir, "LOCK"), "w") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)
+            for files in (None, BadBlocks(0, 1)):
+                error = self.assertRaises(kvcore.LockedError, self.open, files=files)
+                self.assertIn("already open by process unknown", str(error))
+        self.open()
+
+    def test_segment_that_becomes_shorter_while_it_is_read(self):
+        store = self.open()
+        store.put(b"a", bytes(10_000))
+        store.close()
+        os.unlink(os.path.join(self.dir, "index.ckpt"))
+        error = self.assertRaises(kvcore.StorageError, self.open, files=BadBlocks(4096, 8192, 0))
+        self.assertIn("became shorter while it was read", str(error))
+        self.assertEqual(self.contents(), {b"a": bytes(10_000)})
 
     def test_directory_that_cannot_be_listed(self):
         self.open().close()

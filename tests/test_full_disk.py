@@ -10,6 +10,7 @@ import urllib.request
 from twisted.trial.unittest import SynchronousTestCase
 
 import kvcore
+from kvcore.crashfs import CrashFiles
 from kvnet.client import Client, ClientError
 from tests.daemon import Daemon
 from tests.probe import HookedFiles
@@ -229,6 +230,48 @@ class ReserveTest(StoreCase):
         self.assertTrue(store.delete(b"a"))
         store.close()
         self.assertEqual(self.contents(), {b"b": b"1"})
+
+    def test_a_delete_is_refused_when_what_the_reserve_leaves_is_not_enough(self):
+        refused = set()
+
+        def hook(call, what):
+            name = file_of(what) if isinstance(what, int) else os.path.basename(what.decode())
+            return -errno.ENOSPC if (call, name) in refused else None
+
+        store = self.open(files=HookedFiles(hook))
+        store.put(b"a", b"1")
+        self.assertEqual(self.reserve(), 256 << 10)
+        for refusals, left in ([("open", "RESERVE")], 256 << 10), ([], 64 << 10), ([], 64 << 10):
+            refused.update([("pwrite", "0000000001.seg"), *refusals])
+            self.assertRaises(kvcore.StorageError, store.delete, b"a")
+            self.assertEqual((self.reserve(), store.state, store.get(b"a")), (left, "full", b"1"))
+            refused.clear()
+        self.assertTrue(store.delete(b"a"))
+        store.close()
+        self.assertEqual(self.contents(), {})
+
+    def test_space_is_looked_for_when_the_clock_has_jumped_back(self):
+        self.dir = "/store"
+        files = CrashFiles()
+        files.fail("fallocate", 1, errno.ENOSPC, forever=True)
+        store = self.open(files=files)
+        self.assertRaises(kvcore.StorageError, store.put, b"a", b"1")
+        files.heal()
+        self.assertRaises(kvcore.StorageError, store.put, b"a", b"1")
+        files.now -= 1
+        store.put(b"a", b"1")
+        self.assertEqual(store.state, "ok")
+
+    def test_nothing_is_compacted_without_a_reserve(self):
+        with self.open(segment_size=SMALL) as store:
+            for i in range(400):
+                store.put(b"k%d" % (i if i % 3 else 0), VALUE)
+        os.truncate(os.path.join(self.dir, "RESERVE"), 0)
+        self.full = True
+        store = self.open(segment_size=SMALL, files=HookedFiles(self.hook))
+        self.assertIsNone(store.maintenance())
+        self.full = False
+        self.assertIsNotNone(store.maintenance())
 
     def test_space_is_seen_without_a_write(self):
         store = self.open(files=HookedFiles(self.hook))

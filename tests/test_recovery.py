@@ -3,6 +3,7 @@
 Records are taken apart and forged here by hand, from docs/format.md, not with the engine's own code.
 """
 
+import errno
 import os
 import random
 import struct
@@ -145,6 +146,12 @@ class TornTailTest(CrashCase):
         self.assertEqual(report["damaged_bytes"], len(tail))
         self.assertEqual(self.read(self.path), self.content + mark + tail)
         self.assertTrue(any("missing" in message for message in report["messages"]), report)
+
+    def test_mark_of_another_length_says_nothing(self):
+        mark = forge(seed_of(self.content), 1900000000000 << 20, b"", struct.pack("<QIB", 1, 2**31, 0), flags=0x10)
+        self.damage(self.path, self.content + mark + b"not a record")
+        contents, _, report = self.reopened()
+        self.assertEqual((contents, report["damaged_ranges"], report["torn_bytes"]), (dict(self.pairs), 0, 12))
 
     def test_each_sync_is_followed_by_a_mark(self):
         store = self.open()
@@ -311,6 +318,73 @@ class DamageTest(CrashCase):
         self.assertEqual(contents, dict(self.pairs))
         self.assertEqual((report["damaged_ranges"], report["torn_bytes"]), (1, 0))
 
+    def test_search_behind_half_a_batch_is_given_up_too(self):
+        """None of the batch counts, and the lies behind it hold nothing up."""
+        version = 1900000000000 << 20
+        lie = struct.pack("<IQI", 0, version, 100_000) + (5).to_bytes(3, "little") + b"\0"
+        half = forge(seed_of(self.content), version, b"half", b"1", flags=0x08)
+        self.damage(self.path, self.content + half + lie * 20_000)
+        self.keys_written.append(b"half")
+        contents, damaged, report = self.reopened()
+        self.assertEqual((contents, damaged), (dict(self.pairs), set()))
+        self.assertEqual((report["damaged_ranges"], report["torn_bytes"]), (2, 0))
+
+    def test_damaged_mark_is_no_key_that_is_lost(self):
+        store = self.open()
+        store.sync()
+        store.put(b"last", b"1")
+        store.close()
+        self.content = self.read(self.path)
+        (mark,) = (offset for offset, _, flags, _, _ in records(self.content) if flags == 0x10)
+        self.flip(mark + 25)
+        contents, damaged, report = self.reopened()
+        self.assertEqual((contents, damaged), (dict(self.pairs), set()))
+        self.assertEqual((report["damaged_ranges"], report["lost_keys"]), (1, 0))
+
+    def test_wrong_bit_in_bytes_that_are_more_than_one_record_names_no_key(self):
+        """Their checksum would hold without it, but their lengths do not lead to their end."""
+        offset, size, *_ = self.records[10]
+        for lie in (-1, 1):
+            body = bytearray(self.content[offset + 4:offset + size])
+            body[8] += lie
+            checksum = struct.pack("<I", crc32c.crc32c(bytes(body), seed_of(self.content)))
+            body[-1] ^= 1
+            self.damage(self.path, self.content[:offset] + checksum + bytes(body) + self.content[offset + size:])
+            contents, damaged, report = self.reopened()
+            self.assertEqual((contents, damaged), ({key: value for key, value in self.pairs if key != b"key10"}, set()))
+            self.assertEqual((report["damaged_ranges"], report["lost_keys"]), (1, 0))
+
+    def test_copy_that_cannot_be_made_is_told(self):
+        for call, number in (("open", 10), ("pwrite", 20)):
+            self.flip(self.records[number][0] + 30)
+
+            def hook(name, what, call=call):
+                where = os.readlink(f"/proc/self/fd/{what}") if isinstance(what, int) else os.fsdecode(what)
+                return -errno.EIO if name == call and where.endswith(".bin") else None
+
+            store = self.open(files=HookedFiles(hook))
+            self.assertEqual(len(store.recovery["messages"]), 2)
+            self.assertIn("could not be made: Input/output error", store.recovery["messages"][1])
+            self.assertRaises(kvcore.CorruptionError, store.get, b"key%d" % number)
+            store.close()
+
+    def test_damage_of_more_than_a_mebibyte_is_kept_aside_whole(self):
+        store = self.open()
+        store.put(b"large", os.urandom(3 << 19))
+        store.put(b"last", b"1")
+        store.close()
+        self.content = self.read(self.path)
+        self.keys_written.append(b"large")
+        self.pairs.append((b"large", b""))
+        self.records = records(self.content)
+        offset = next(r[0] for r in self.records if r[3] == b"large")
+        self.flip(offset + (1 << 20))
+        self.check(len(self.pairs) - 1, *self.reopened())
+
+    def test_segment_that_is_longer_than_one_can_be(self):
+        os.truncate(self.path, 5 << 30)
+        self.assertIn("more than a segment can", str(self.assertRaises(kvcore.CorruptionError, self.open)))
+
     def test_damage_in_a_sealed_segment(self):
         store = self.open(segment_size=SMALL)
         more = [(b"more%03d" % i, os.urandom(1000)) for i in range(200)]
@@ -438,6 +512,36 @@ class HistoryTest(CrashCase):
         self.open()
         path = os.path.join(self.dir, manifest.NAME)
         self.assertGreaterEqual(manifest.decode(self.read(path), path)[2], 10)
+
+    def test_number_is_not_used_again_when_there_is_no_space_to_write_it_down(self):
+        """Then what may name it goes: the checkpoint."""
+        self.write([(b"a", b"1")])
+        with open(os.path.join(self.dir, "0000000009.seg"), "wb") as f:
+            f.write(self.unlisted(9, compacted=True))
+        refusals = [-errno.ENOSPC]
+
+        def hook(call, what):
+            return refusals.pop() if refusals and call == "open" and what.endswith(b"MANIFEST.tmp") else None
+
+        store = self.open(files=HookedFiles(hook))
+        self.assertEqual(refusals, [])
+        self.assertFalse(store.recovery["checkpoint"])
+        self.assertFalse(os.path.exists(os.path.join(self.dir, "index.ckpt")))
+        self.assertFalse(os.path.exists(os.path.join(self.dir, "0000000009.seg")))
+        self.assertEqual(dict(store.items()), {b"a": b"1"})
+
+    def test_segments_of_one_number_that_are_moved_aside_keep_each_other(self):
+        """An old MANIFEST is put back again and again."""
+        self.write([(b"a", b"1")])
+        path = os.path.join(self.dir, manifest.NAME)
+        old = self.read(path)
+        left = self.unlisted(9)
+        for tail in (b"1", b"2", b"3"):
+            self.damage(path, old)
+            self.damage(os.path.join(self.dir, "0000000009.seg"), left + tail)
+            self.assertEqual(self.contents(), {b"a": b"1"})
+        for name, tail in (("", b"1"), ("-2", b"2"), ("-3", b"3")):
+            self.assertEqual(self.read(os.path.join(self.dir, "quarantine", f"0000000009{name}.seg")), left + tail)
 
     def test_what_a_compaction_left_over_is_removed_without_a_word(self):
         """Copies that were not listed yet, or listed no longer."""

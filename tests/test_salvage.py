@@ -224,6 +224,15 @@ class LossTest(SalvageCase):
         shutil.copy(os.path.join(other, "0000000001.seg"), self.first)
         self.check_loss(self.without(*[record[3] for record in self.found]), hidden=True)
 
+    def test_crafted_false_starts_where_a_header_is_damaged_hold_nothing_up(self):
+        """Then the seed is looked for in the records: what looks like one and claims much is not tried for ever."""
+        lie = struct.pack("<IQI", 0, 1700000000000 << 20, 20_000) + (5).to_bytes(3, "little") + b"\0"
+        self.damage(self.first, os.urandom(HEADER) + lie * 2500 + self.content[HEADER:])
+        contents, done = self.salvaged()
+        lost = {key for *_, key, _ in self.found}
+        self.assertEqual(contents, self.without(*lost))
+        self.assertFalse(is_whole(done))
+
     def test_half_a_batch_is_left_out(self):
         path = self.segment_paths()[2]
         content = self.read(path)
