@@ -233,12 +233,7 @@ class ReserveTest(StoreCase):
 
     def test_a_delete_is_refused_when_what_the_reserve_leaves_is_not_enough(self):
         refused = set()
-
-        def hook(call, what):
-            name = file_of(what) if isinstance(what, int) else os.path.basename(what.decode())
-            return -errno.ENOSPC if (call, name) in refused else None
-
-        store = self.open(files=HookedFiles(hook))
+        store = self.open(files=self.refusing(refused))
         store.put(b"a", b"1")
         self.assertEqual(self.reserve(), 256 << 10)
         for refusals, left in ([("open", "RESERVE")], 256 << 10), ([], 64 << 10), ([], 64 << 10):
@@ -249,6 +244,23 @@ class ReserveTest(StoreCase):
         self.assertTrue(store.delete(b"a"))
         store.close()
         self.assertEqual(self.contents(), {})
+
+    def test_a_reserve_that_is_not_there_is_not_given_up(self):
+        with self.open() as store:
+            store.put(b"a", b"1")
+        os.truncate(os.path.join(self.dir, "RESERVE"), 0)
+        store = self.open(files=self.refusing({("fallocate", "RESERVE"), ("pwrite", "0000000001.seg")}))
+        self.assertRaises(kvcore.StorageError, store.delete, b"a")
+        self.assertEqual((self.reserve(), store.get(b"a")), (0, b"1"))
+
+    def refusing(self, refused):
+        """A file table that finds no space for these, each a call and the name of a file."""
+
+        def hook(call, what):
+            name = file_of(what) if isinstance(what, int) else os.path.basename(what.decode())
+            return -errno.ENOSPC if (call, name) in refused else None
+
+        return HookedFiles(hook)
 
     def test_space_is_looked_for_when_the_clock_has_jumped_back(self):
         self.dir = "/store"
