@@ -28,6 +28,15 @@ import report
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CHILD = pathlib.Path(__file__).with_name("child.py")
 QUICK_KEYS = 80_000
+GOALS = "goal, for 1,000,000 keys"
+PANELS = (
+    plot.Panel("us per operation (log)",
+               [(f.name, f.title.split(",")[0].split(":")[0], f.scale) for f in report.TABLES[0][1][:8]]
+               + [("pizzaria_read", "pizzaria read", 1.0)], "log"),
+    plot.Panel("private memory, MiB",
+               [("memory_fill", "after a fill", report.MIB), ("memory_reopen_clean", "after opening", report.MIB)]),
+    plot.Panel("opening, ms", [("reopen_clean", "after a close", 1e3), ("reopen_killed", "after kill -9", 1e3)]),
+)
 
 # A step and what it works on: an empty directory (keep: the others use it), the kept one, or a copy of that.
 FRESH, KEEP, KEPT, COPY, BARE, KILLED = "fresh", "keep", "kept", "copy", "bare", "killed"
@@ -47,12 +56,6 @@ STEPS = (
     ("deleterandom", COPY),
     ("pizzaria", FRESH),
 )
-
-
-def progress(line):
-    """Show what is going on, on a terminal only."""
-    if sys.stderr.isatty():
-        click.echo(line.ljust(60) + "\r", nl=False, err=True)
 
 
 def command(spec):
@@ -112,7 +115,7 @@ def one_round(number, names, keys, root, samples, loads):
             adapter = adapters.ENGINES[name]
             if not applies(place, adapter) or (step == "reopen_clean" and not adapter.persistent):
                 continue
-            progress(f"round {number + 1}: {step} {name}")
+            report.progress(f"round {number + 1}: {step} {name}")
             spec = {"step": step, "engine": name, "keys": keys, "seed": 1000 * (number + 1)}
             for figure, value in run_step(step, place, spec, root / f"kept-{name}", root / "scratch").items():
                 samples[name].setdefault(figure, []).append(value)
@@ -163,18 +166,20 @@ def main(keys, rounds, engines, quick, json_path, docs):
             one_round(number, list(versions), keys, root, samples, loads)
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    progress("")
+    report.progress("")
     about["load"] = statistics.median(loads)
     click.echo(report.text(about, samples))
-    click.echo(goals.text(about, samples))
+    judged = goals.verdicts(about, samples)
+    click.echo(goals.text(GOALS, judged))
     if json_path:
         pathlib.Path(json_path).write_text(json.dumps({"about": about, "samples": samples}, indent=1) + "\n")
     if docs and quick:
         click.echo("a quick run is not written to docs/")
     elif docs:
         page = ROOT / "docs" / "benchmarks-engine.md"
-        drawn = plot.draw(about, samples, page.with_suffix(".svg"))
-        page.write_text(report.markdown(about, samples, drawn, goals.markdown(about, samples)))
+        title = f"{keys:,} keys of 16 bytes, values of 100 bytes: shorter is better"
+        drawn = plot.draw(title, PANELS, samples, page.with_suffix(".svg"))
+        page.write_text(report.markdown(about, samples, drawn, goals.markdown(GOALS, judged)))
         click.echo(f"written: docs/{page.name}" + (f", docs/{page.stem}.svg" if drawn else ""))
 
 

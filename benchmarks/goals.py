@@ -35,8 +35,7 @@ class Goal(NamedTuple):
         if self.value is None:
             return Verdict(self.about, self.goal, "", "not measured")
         word = "met" if self.direction * (self.value - self.limit) >= 0 else "missed"
-        shown = f"{self.value:.3g}" if self.value < 100 else f"{self.value:,.0f}"
-        return Verdict(self.about, self.goal, shown + self.unit, word if judged else "not judged")
+        return Verdict(self.about, self.goal, report.short(self.value) + self.unit, word if judged else "not judged")
 
 
 def misses_over_hits(samples):
@@ -79,17 +78,15 @@ def verdicts(about, samples):
     return [goal.verdict(keys == KEYS or (goal.about == "opening" and keys in OPENING)) for goal in goals(keys, samples)]
 
 
-def text(about, samples):
-    """The summary for a terminal."""
-    found = verdicts(about, samples)
+def text(title, found):
+    """Verdicts for a terminal."""
     widths = [max(len(row[i]) for row in found) for i in range(3)]
-    lines = ["Goals, for 1,000,000 keys"]
+    lines = [title]
     for row in found:
         lines.append("  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row.word]))
     return "\n".join(lines)
 
 
-def markdown(about, samples):
-    """The summary as lines of Markdown."""
-    rows = [list(row) for row in verdicts(about, samples)]
-    return report.table(["", "goal, for 1,000,000 keys", "measured", ""], rows, "---")
+def markdown(title, found):
+    """Verdicts as lines of Markdown."""
+    return report.table(["", title, "measured", ""], [list(row) for row in found], "---")

@@ -63,9 +63,9 @@ def percentile(ordered, share):
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
-def private_memory():
-    """Bytes of anonymous memory that are resident in this process. Mapped files and the page cache do not count."""
-    with open("/proc/self/status") as status:
+def private_memory(process="self"):
+    """Bytes of anonymous memory that are resident in a process (its id). Mapped files and the page cache do not count."""
+    with open(f"/proc/{process}/status") as status:
         for line in status:
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024

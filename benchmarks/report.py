@@ -1,9 +1,11 @@
 """The figures of a run as text and as a page: one list of tables, two ways to write it."""
 
 import statistics
+import sys
 from typing import NamedTuple
 
 import adapters
+import click
 
 
 class Figure(NamedTuple):
@@ -78,6 +80,12 @@ step compares a sample of what it did.
 """
 
 
+def progress(line):
+    """Show what is going on, on a terminal only."""
+    if sys.stderr.isatty():
+        click.echo(line.ljust(60) + "\r", nl=False, err=True)
+
+
 def median(samples, engine, figure):
     """The median of a figure, or None."""
     values = samples.get(engine, {}).get(figure)
@@ -111,6 +119,11 @@ def spread(samples):
 
 def number(value, decimals=2):
     return "" if value is None else f"{value:,.{decimals}f}"
+
+
+def short(value):
+    """About three digits."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def times(samples, other, figure):
@@ -155,12 +168,18 @@ def text(about, samples):
     lines = [about["machine"], f"{about['keys']:,} keys of 16 bytes, values of 100 bytes; rounds: {about['rounds']}"]
     lines += [f"{name} {version}: {adapters.ENGINES[name].settings}" for name, version in about["versions"].items()]
     for title, header, rows in tables(samples):
-        lines += ["", title]
-        widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-        for row in [header, *rows]:
-            cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-            lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+        lines += ["", title, *aligned(header, rows)]
     return "\n".join([*lines, "", *notes(about, samples), ""])
+
+
+def aligned(header, rows):
+    """Lines of a table for a terminal: all columns but the first to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = []
+    for row in [header, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells]).rstrip())
+    return lines
 
 
 def table(header, rows, align="---:"):
