@@ -7,6 +7,7 @@
 # make coverage   run the suite and say which lines and branches of the engine it took: TESTS=... as above; ARGS=--missing
 # make fuzz       each fuzz target for SECONDS=30 on a sanitized build by CLANG=clang; TARGETS='text offline'; SEED=1 repeats
 # make soak       a real server under load, killed and stopped, for MINUTES=10; SEED=1 repeats
+# make bench      this server beside redis-server and others: writes docs/benchmarks.md; ARGS=--quick only prints
 # make bench-engine   kvcore beside lmdb, rocksdict and dict: writes docs/benchmarks-engine.md; ARGS=--quick only prints
 # make build, make clean
 
@@ -34,7 +35,7 @@ SOURCES := $(CYTHON_SOURCES) $(wildcard kvcore/*.h)
 MODE := $(if $(filter-out 0,$(KVSTORE_DEBUG)),debug,release)
 BUILT := build/$(MODE).stamp
 
-.PHONY: run test test-long build debug sanitize coverage fuzz soak bench-engine lint clean
+.PHONY: run test test-long build debug sanitize coverage fuzz soak bench bench-engine lint clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED) $(BUILT)
@@ -86,6 +87,9 @@ fuzz: $(FUZZ)
 
 soak: $(DEV) $(BUILT)
 	$(BIN)/python -m tests.soak --minutes=$(MINUTES) $(if $(SEED),--seed=$(SEED))
+
+bench: $(BENCH) $(BUILT)
+	$(BIN)/python benchmarks/compare.py --docs $(ARGS)
 
 bench-engine: $(BENCH) $(BUILT)
 	$(BIN)/python benchmarks/engine.py --docs $(ARGS)

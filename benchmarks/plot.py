@@ -19,7 +19,10 @@ class Panel(NamedTuple):
 
 
 def draw(title, panels, samples, path):
-    """Write the plot to path (SVG); return whether it could be drawn."""
+    """Write the plot to path (SVG), without the panels that have no figures; return whether it could be drawn."""
+    panels = [panel for panel in panels if any(row[0] in found for row in panel.rows for found in samples.values())]
+    if not panels:
+        return False
     try:
         import matplotlib
     except ImportError:
@@ -29,8 +32,10 @@ def draw(title, panels, samples, path):
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "kvstore", "font.size": 9})
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(8, 8), height_ratios=[len(panel.rows) + 0.7 for panel in panels], layout="constrained")
+    figure, grid = pyplot.subplots(
+        len(panels), 1, figsize=(8, 8), height_ratios=[len(panel.rows) + 0.7 for panel in panels], layout="constrained",
+        squeeze=False)
+    axes = grid[:, 0]
     colors = COLORS | dict(zip([name for name in samples if name not in COLORS], OTHERS * len(samples), strict=False))
     for axis, panel in zip(axes, panels, strict=True):
         bars(axis, samples, panel.rows, colors)
