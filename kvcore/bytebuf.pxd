@@ -47,5 +47,12 @@ cdef inline void bytebuf_truncate(ByteBuf b, size_t n) noexcept:
         b.len = n
 
 
+# Exchange content and memory. Neither may be exported.
+cdef inline void bytebuf_swap(ByteBuf a, ByteBuf b) noexcept:
+    a.data, b.data = b.data, a.data
+    a.len, b.len = b.len, a.len
+    a.cap, b.cap = b.cap, a.cap
+
+
 cdef extern from "<string.h>" nogil:
     void* memcpy(void* dst, const void* src, size_t n)

@@ -22,4 +22,3 @@ cdef class Context:
     cdef object cursor              # a list reply under way, or None
     cdef bint list_values           # it lists values, not keys
     cdef bint list_begun            # something of it is in out already
-    cdef ByteBuf item               # scratch for one item of a list

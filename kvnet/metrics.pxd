@@ -34,6 +34,11 @@ cdef class Metrics:
     cdef public uint64_t connections_opened
     cdef public uint64_t connections_refused
     cdef public uint64_t connections
+    cdef public uint64_t connections_idle           # closed because of that
+    cdef public uint64_t accept_pauses
+    cdef public uint64_t reading_paused
+    cdef public uint64_t turns_over
+    cdef public uint64_t commands_too_long
     cdef public uint64_t received_bytes
     cdef public uint64_t sent_bytes
 

@@ -104,6 +104,16 @@ def server_families(Metrics m not None):
     yield CounterMetricFamily(
         "kvstore_connections_refused", "Client connections closed at once, over --max-connections.",
         m.connections_refused)
+    yield CounterMetricFamily(
+        "kvstore_connections_idle", "Client connections closed after --idle-timeout.", m.connections_idle)
+    yield CounterMetricFamily(
+        "kvstore_accept_pauses", "Times that no clients were accepted for want of descriptors.", m.accept_pauses)
+    yield CounterMetricFamily(
+        "kvstore_reading_paused", "Times that a client was not read because it did not take its replies.", m.reading_paused)
+    yield CounterMetricFamily(
+        "kvstore_turns_over", "Times that a client's pipelined commands gave way to other clients.", m.turns_over)
+    yield CounterMetricFamily(
+        "kvstore_commands_too_long", "Commands dropped because they were too long.", m.commands_too_long)
     yield CounterMetricFamily("kvstore_received_bytes", "Bytes received from clients.", m.received_bytes)
     yield CounterMetricFamily("kvstore_sent_bytes", "Bytes of replies handed to sockets.", m.sent_bytes)
 

@@ -16,35 +16,46 @@ class TextProtocol(Protocol):
         factory = self.factory
         self.session = factory.new_session()
         self._choked = False  # the transport's buffer is full
-        self._stalled = False  # enough replies wait for a sync
+        self._stalled = False  # commands wait that have to be executed first
         self._closing = False  # close when everything is answered
+        self._heard_at = None  # when the client last sent something
         self._timeout = None
-        self._next_pump = None
+        self._next_turn = None
         factory.opened(self)
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
-        self._touch()
+        # A direct transport reads and writes the buffers of the session itself.
+        attach = getattr(self.transport, "attach", None)
+        self._reply = self._write if attach is None else attach(self)
+        if factory.idle_timeout:
+            self.touch()
+            self._timeout = factory.reactor.callLater(factory.idle_timeout, self._timed_out)
 
     def connectionLost(self, reason):
-        for call in (self._timeout, self._next_pump):
+        for call in (self._timeout, self._next_turn):
             if call is not None:
                 call.cancel()
-        self._timeout = self._next_pump = None
+        self._timeout = self._next_turn = None
         self.factory.closed(self)
 
     def dataReceived(self, data):
-        self._touch()
+        if self._timeout is not None:
+            self.touch()
         self.session.hold = self.factory.commit.holding
         self.session.feed(data)
-        self._pump()
+        self.proceed()
+
+    def touch(self):
+        """The client has said something."""
+        self._heard_at = self.factory.reactor.seconds()
 
     def readConnectionLost(self):
         """The client has sent all (half-close): answer it, then close."""
         self.session.hold = self.factory.commit.holding
         self.session.finish()
         self._closing = True
-        self._pump()
+        self.proceed()
 
     def writeConnectionLost(self):
         """The client reads no more: nothing it could still ask would be heard."""
@@ -53,28 +64,30 @@ class TextProtocol(Protocol):
     def drain(self):
         """Answer what was received, then close."""
         self._closing = True
-        self._pump()
+        self.proceed()
 
     def released(self, mark):
         """What the session answered up to `mark` is on the disk. Called by Commit."""
         self.session.release(mark)
-        self._pump()
+        self.proceed()
 
     def failed(self, reason):
         """The sync that held replies waited for failed. Called by Commit."""
         self.session.fail(reason)
-        self._pump()
+        self.proceed()
 
     # IPushProducer: the transport says when its buffer fills and empties.
 
     def pauseProducing(self):
+        if not self._choked:
+            self.factory.metrics.reading_paused += 1
         self._choked = True
         self._read_or_not()
 
     def resumeProducing(self):
         self._choked = False
         self._read_or_not()
-        self._pump()
+        self.proceed()
 
     def stopProducing(self):
         self._choked = True
@@ -82,54 +95,52 @@ class TextProtocol(Protocol):
     def _read_or_not(self):
         if self._choked or self._stalled:
             self.transport.pauseProducing()
-        else:
+        elif not self._closing:
             self.transport.resumeProducing()
 
-    def _pump(self):
+    def proceed(self):
+        """Something was executed: send what may go out, and see to what has to come next."""
         session = self.session
-        self._write()
-        if session.unfinished and not (self._choked or session.held):
-            session.hold = self.factory.commit.holding
-            session.resume()
-            self._write()
-            if session.unfinished and not (self._choked or session.held) and self._next_pump is None:
-                # A long list is made a part at a time, and in between it is the others' turn.
-                self._next_pump = self.factory.reactor.callLater(0, self._pump_on)
-        stalled = session.held and session.unfinished
-        if stalled != self._stalled:
-            # Enough waits for the sync: what the client sends on may wait in the kernel.
-            self._stalled = stalled
+        self._reply()
+        unfinished, held = session.unfinished, session.held
+        if unfinished and not (self._choked or held) and self._next_turn is None:
+            # A long list is made a part at a time, a long pipeline executed so; in between it is the others' turn.
+            self._next_turn = self.factory.reactor.callLater(0, self._take_turn)
+        if unfinished != self._stalled:
+            # What the client sends on may wait in the kernel.
+            self._stalled = unfinished
             self._read_or_not()
-        if session.held:
+        if held:
             self.factory.commit.wait(self)
-        elif self._closing and not session.unfinished:
+        elif self._closing and not unfinished:
             self.transport.unregisterProducer()
             self.transport.loseConnection()
 
-    def _pump_on(self):
-        self._next_pump = None
-        self._pump()
+    def _take_turn(self):
+        self._next_turn = None
+        if not self._choked:
+            self.session.hold = self.factory.commit.holding
+            self.session.resume()
+        self.proceed()
 
     def _write(self):
         replies = self.session.take()
         if replies:
             self.transport.write(replies)
 
-    def _touch(self):
-        if not self.factory.idle_timeout:
-            return
-        if self._timeout is None:
-            self._timeout = self.factory.reactor.callLater(self.factory.idle_timeout, self._timed_out)
-        else:
-            self._timeout.reset(self.factory.idle_timeout)
-
     def _timed_out(self):
-        self._timeout = None
-        if self._closing:
+        factory = self.factory
+        left = self._heard_at + factory.idle_timeout - factory.reactor.seconds()
+        if left > 0:
+            self._timeout = factory.reactor.callLater(left, self._timed_out)
+        elif self._closing:
+            self._timeout = None
             self.transport.abortConnection()  # it had its time to take what was left
-            return
-        self.drain()
-        self._touch()
+        else:
+            factory.metrics.connections_idle += 1
+            self.touch()
+            self._timeout = factory.reactor.callLater(factory.idle_timeout, self._timed_out)
+            self.drain()
 
 
 class TextFactory(Factory):

@@ -14,7 +14,7 @@ how a sync is waited for.
 from libc.stdint cimport uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
-from kvcore.types cimport uint8_t
+from kvcore.types cimport Slice, uint8_t
 from kvnet.commands.text cimport TEXT_COMMANDS
 from kvnet.context cimport Context
 from kvnet.metrics cimport OUTCOMES, Metrics
@@ -40,8 +40,27 @@ cdef class Session:
     cdef Moment safe
     cdef size_t ready
     cdef uint64_t taken         # bytes of replies that have gone out of `out`
-    cdef bint stopped           # the last run ended because enough replies wait
+    cdef bint stopped           # the last run ended before its input: enough replies wait, or its time was over
+    cdef uint32_t steps         # commands since the clock was looked at
+    cdef double deadline        # when this run gives way to other clients
     cdef bint ended             # the client will send no more
     cdef double held_since
     cdef uint32_t held_counts[TEXT_COMMANDS + 1]
     cdef public bint hold       # replies to writes wait for release()
+
+
+# Where to receive input, and how much there is room for: *n bytes. The place is good until the next call of any session.
+cdef uint8_t* session_room(Session s, size_t* n) except NULL
+
+# n bytes have been received there: execute what they complete.
+cdef int session_received(Session s, size_t n) except -1
+
+# Do replies wait for a sync?
+cdef inline bint session_held(Session s) noexcept:
+    return s.ready < s.context.out.len
+
+# The replies that may go out. The bytes live until the next call of this session.
+cdef Slice session_ready(Session s) noexcept
+
+# They have gone out, all of them.
+cdef int session_sent(Session s) except -1

@@ -1,7 +1,7 @@
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_discard, bytebuf_truncate
+from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_discard, bytebuf_reserve, bytebuf_swap, bytebuf_truncate
 from kvcore.store cimport Store, store_flush, store_flushes, store_pending
 from kvcore.types cimport Slice, slice_of
 from kvnet.commands.text cimport (
@@ -19,8 +19,19 @@ cdef enum:
     FLUSH_AT = 1 << 20          # unflushed bytes after which a run flushes in between
     REPLIES_AT = 1 << 20        # reply bytes waiting after which nothing more is executed
     LIST_PART = 1 << 14         # bytes of a list made at a time: a fraction of a millisecond
-    KEPT = 1 << 16              # bytes of room that buffers keep when they are empty
+    LOOK_EVERY = 32             # commands between looks at the clock
+    ROOM = 1 << 14              # bytes received at a time, as a rule
+    MOST_ROOM = 1 << 20         # and of a long command
+    SPARE = 1 << 20             # bytes of room the spare reply buffer keeps
+    KEPT = 256                  # and the buffer of a session that is empty
     INVALID = TEXT_COMMANDS     # the row of what is no command
+
+cdef double TURN = 0.001        # seconds that a run may take
+
+# Shared by all sessions, so that one that waits for its client costs little: the place where bytes arrive, and the memory of
+# replies, which a session has only while it holds any.
+cdef uint8_t[ROOM] arrivals
+cdef ByteBuf spare = ByteBuf()
 
 DIALECTS = {"challenge": CHALLENGE, "escabelo": ESCABELO, "lf": LF}
 
@@ -48,7 +59,6 @@ cdef class Session:
         self.context.metrics = metrics
         self.context.dialect = DIALECTS[dialect]
         self.context.out = ByteBuf()
-        self.context.item = ByteBuf()
         self.metrics = metrics
         self.row = row
         self.input = ByteBuf()
@@ -57,23 +67,20 @@ cdef class Session:
 
     def feed(self, bytes data not None):
         """Execute the commands that these bytes complete. What cannot run yet is kept."""
-        cdef const uint8_t* start = data
-        cdef size_t n = len(data)
-        self.metrics.received_bytes += n
-        if self.input.len == 0 and not self.stopped:
-            # The usual case: whole commands, parsed where they lie; what is left over is kept.
-            run(self, start, n)
-            bytebuf_append(self.input, start + self.now.position, n - self.now.position)
-            return
-        bytebuf_append(self.input, start, n)
-        self.resume()
+        feed(self, <const uint8_t*>data, len(data))
 
     def resume(self):
         """Go on with what waits, as far as the replies not yet taken allow."""
+        cdef ByteBuf rest
         run(self, self.input.data, self.input.len)
         bytebuf_discard(self.input, self.now.position)
         if self.input.len == 0:
             bytebuf_clear(self.input, KEPT)
+        elif self.input.cap > 4 * MOST_ROOM and self.input.len < ROOM:
+            # What a long command needed is given back, even when there is always a part of the next one.
+            rest = ByteBuf()
+            bytebuf_append(rest, self.input.data, self.input.len)
+            self.input = rest
 
     def finish(self):
         """The client will send no more: a last command without its end is run, now or when resume() gets to it."""
@@ -88,7 +95,7 @@ cdef class Session:
     @property
     def held(self):
         """Whether replies wait for a sync (bool)."""
-        return self.ready < self.context.out.len
+        return session_held(self)
 
     @property
     def mark(self):
@@ -97,19 +104,8 @@ cdef class Session:
 
     def take(self):
         """Return the replies that may go out (bytes)."""
-        cdef ByteBuf out = self.context.out
-        cdef bytes data = out.data[:self.ready]
-        cdef size_t* places = <size_t*>self.writes.data
-        cdef size_t i
-        if self.ready == out.len:
-            bytebuf_clear(out, KEPT)
-        else:
-            bytebuf_discard(out, self.ready)
-        for i in range(self.writes.len // sizeof(size_t)):
-            places[i] -= self.ready
-        self.taken += self.ready
-        self.ready = 0
-        self.metrics.sent_bytes += len(data)
+        cdef bytes data = self.context.out.data[:self.ready]
+        session_sent(self)
         return data
 
     def release(self, uint64_t mark):
@@ -121,6 +117,7 @@ cdef class Session:
         bytebuf_discard(self.writes, done * sizeof(size_t))
         self.ready = self.context.out.len if done == n else places[0]
         if done == n:
+            bytebuf_clear(self.writes, KEPT)
             observe(self)
 
     def fail(self, reason):
@@ -141,10 +138,68 @@ cdef class Session:
         observe(self)
 
 
+cdef int feed(Session s, const uint8_t* data, size_t n) except -1:
+    s.metrics.received_bytes += n
+    if s.input.len == 0 and not s.stopped:
+        # The usual case: whole commands, parsed where they lie; what is left over is kept.
+        run(s, data, n)
+        bytebuf_append(s.input, data + s.now.position, n - s.now.position)
+        return 0
+    bytebuf_append(s.input, data, n)
+    s.resume()
+    return 0
+
+
+cdef uint8_t* session_room(Session s, size_t* n) except NULL:
+    if s.input.len == 0:
+        n[0] = ROOM
+        return arrivals
+    # A long command, as a rule: the more of it has come, the more is received at a time.
+    n[0] = min(max(s.input.len, <size_t>ROOM), <size_t>MOST_ROOM)
+    return bytebuf_reserve(s.input, n[0])
+
+
+cdef int session_received(Session s, size_t n) except -1:
+    if s.input.len == 0:
+        return feed(s, arrivals, n)
+    s.metrics.received_bytes += n
+    s.input.len += n
+    s.resume()
+    return 0
+
+
+cdef Slice session_ready(Session s) noexcept:
+    return slice_of(s.context.out.data, s.ready)
+
+
+cdef int session_sent(Session s) except -1:
+    cdef ByteBuf out = s.context.out
+    cdef size_t* places = <size_t*>s.writes.data
+    cdef size_t i
+    if s.ready == out.len:
+        bytebuf_clear(out, SPARE)
+        if spare.data == NULL:
+            bytebuf_swap(out, spare)
+        else:
+            bytebuf_clear(out, 0)
+    else:
+        bytebuf_discard(out, s.ready)
+    for i in range(s.writes.len // sizeof(size_t)):
+        places[i] -= s.ready
+    s.taken += s.ready
+    s.metrics.sent_bytes += s.ready
+    s.ready = 0
+    return 0
+
+
 # Execute what is complete in the n bytes at data; now.position says how far that went.
 cdef int run(Session s, const uint8_t* data, size_t n) except -1:
     cdef Context c = s.context
     cdef double started = clock()
+    if c.out.data == NULL:
+        bytebuf_swap(c.out, spare)
+    s.steps = 0
+    s.deadline = started + TURN
     s.now.position = 0
     s.now.reply = c.out.len
     s.now.writes = s.writes.len
@@ -153,7 +208,7 @@ cdef int run(Session s, const uint8_t* data, size_t n) except -1:
     c.refusing = None
     while step(s, data, n) or not settle(s):
         pass
-    s.stopped = c.cursor is not None or c.out.len >= REPLIES_AT
+    s.stopped = c.cursor is not None or c.out.len >= REPLIES_AT or s.deadline == 0
     count(s, started)
     return 0
 
@@ -174,7 +229,7 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
         s.now.reply = c.out.len
         s.safe = s.now
         return c.cursor is None
-    if c.out.len >= REPLIES_AT:
+    if c.out.len >= REPLIES_AT or is_late(s):
         return False
     frame = text_frame(&s.now.framer, data + s.now.position, n - s.now.position, &used, &line)
     if frame == FRAME_MORE and s.ended and s.now.position + used < n:
@@ -189,8 +244,18 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
         s.now.position += used
         if frame != FRAME_MORE and frame != FRAME_SKIPPED:
             text_fail(c, "the command is too long")
+            s.metrics.commands_too_long += 1
             s.now.counts[INVALID][<int>OUTCOME_ERROR] += 1
     return frame != FRAME_MORE
+
+
+# Is it the turn of other clients? A deadline that has passed becomes 0.
+cdef bint is_late(Session s) noexcept:
+    s.steps += 1
+    if s.steps % LOOK_EVERY == 0 and clock() > s.deadline:
+        s.deadline = 0
+        s.metrics.turns_over += 1
+    return s.deadline == 0
 
 
 cdef int execute(Session s, Slice line, size_t used) except -1:
@@ -248,6 +313,7 @@ cdef int go_back(Session s, object error) except -1:
     bytebuf_truncate(s.writes, s.now.writes)
     s.context.cursor = None
     s.context.refusing = str(error)
+    s.deadline = clock() + TURN     # or it might come no further than this, turn after turn
     return 0
 
 

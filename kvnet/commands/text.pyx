@@ -14,6 +14,8 @@ from kvnet.errors import text_error
 cdef enum:
     ITEM_KEPT = 1 << 16             # bytes of room the scratch for list items keeps
 
+cdef ByteBuf item = ByteBuf()       # scratch for one item of a list
+
 cdef str NO_RETURN = "it holds a carriage return, which this protocol cannot carry"
 
 
@@ -86,7 +88,6 @@ cdef Outcome begin_list(Context c, Slice prefix, bint values) except? OUTCOME_ER
 
 
 cdef int text_list_more(Context c, size_t room) except -1:
-    cdef ByteBuf item = c.item
     cdef int more
     while c.out.len < room:
         bytebuf_clear(item, ITEM_KEPT)
