@@ -1,5 +1,6 @@
 """What belongs to the process and not to the services in it: signals, and how a start that failed is told."""
 
+import math
 import os
 import resource
 import signal
@@ -24,22 +25,23 @@ def take_over(reactor, daemonize: bool) -> None:
     _report_start_errors(_DaemonReport.install(reactor) if daemonize else None)
 
 
-def clients_possible(wanted: int) -> int:
-    """How many of so many connections the process may have descriptors for; its limit is raised as far as it may be.
-
-    Without this, clients could take the descriptor that the next segment needs.
-    """
+def raise_descriptor_limit(clients: int) -> None:
+    """Raise the limit of open files, as far as it may be, to what so many clients need; tell when that is not enough."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + OWN_DESCRIPTORS
+    needed = clients + OWN_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    possible = wanted if soft == resource.RLIM_INFINITY else max(min(wanted, soft - OWN_DESCRIPTORS), 1)
-    if possible < wanted:
+    if descriptors_for_clients() < clients:
         log.warn(
-            "only {possible} of {wanted} connections are possible: the process may have {soft} open files (ulimit -n)",
-            possible=possible, wanted=wanted, soft=soft)
-    return possible
+            "less than {clients} connections are possible: the process may have {soft} open files (ulimit -n)",
+            clients=clients, soft=soft)
+
+
+def descriptors_for_clients() -> float:
+    """The descriptor from which on none may go to a client: what is left is for the data."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return math.inf if soft == resource.RLIM_INFINITY else soft - min(OWN_DESCRIPTORS, soft // 2)
 
 
 def _stop_on_signals(reactor) -> None:

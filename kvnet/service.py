@@ -16,7 +16,8 @@ from kvnet.commit import Commit
 from kvnet.listen import Listener
 from kvnet.maintenance import Maintenance, state_in_words
 from kvnet.metrics import Collector, Metrics
-from kvnet.process import StartError, clients_possible
+from kvnet.ports import Ports
+from kvnet.process import StartError, raise_descriptor_limit
 from kvnet.protocol import TextFactory
 from kvnet.scrubber import Scrubber
 from kvnet.web import MonitorSite
@@ -45,10 +46,12 @@ class Server(MultiService):
         self._maintenance = None
         self._scrubber = None
         self._jobs = set()
+        self._metrics = Metrics()
+        ports = Ports(reactor, self._metrics)
         site = MonitorSite(reactor, self._registry, self._readiness)
         for name, factory in (("text", self._gate), ("metrics", site)):
             if options[name] is not None:
-                Listener(reactor, name, options[name], factory).setServiceParent(self)
+                Listener(ports, name, options[name], factory).setServiceParent(self)
 
     def privilegedStartService(self) -> None:
         """Bind the ports. Raises StartError."""
@@ -98,7 +101,8 @@ class Server(MultiService):
             compression=options["compression"] == "on",
             executor=self._execute,
         )
-        metrics = Metrics()
+        raise_descriptor_limit(options["max-connections"])
+        metrics = self._metrics
         self._scrubber = Scrubber(self.store, self._reactor)
         self._registry.register(Collector(metrics, self.store, self._scrubber.scrub))
         self._commit = Commit(self.store, metrics, self._reactor)
@@ -109,7 +113,7 @@ class Server(MultiService):
             self._reactor,
             dialect=options["dialect"],
             max_value_size=options["max-value-size"],
-            max_connections=clients_possible(options["max-connections"]),
+            max_connections=options["max-connections"],
             idle_timeout=options["idle-timeout"],
         )
         self._commit.start()

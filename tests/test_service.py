@@ -148,6 +148,7 @@ class ServerTests(SynchronousTestCase):
         self.open_error = None
         self.patch(kvcore, "open", self.open)
         self.patch(service, "Metrics", lambda: None)
+        self.patch(service, "Ports", lambda reactor, metrics: reactor)
         self.patch(service, "Collector", lambda metrics, store, scrub: self.parts)
         self.patch(service, "Scrubber", lambda store, reactor: FakeScrubber())
         self.patch(service, "Commit", lambda store, metrics, reactor: self.parts)

@@ -1,0 +1,360 @@
+"""The direct path beside the ordinary one: the same bytes through both, over real sockets; then what only sockets do."""
+
+import itertools
+import os
+import random
+import socket
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.testing import EventLoggingObserver
+from twisted.logger import formatEvent, globalLogPublisher
+
+from kvnet import ports
+from kvnet.transport import DirectServer
+from tests.loop import Loop, Server
+from tests.support import StoreCase
+from tests.test_session import ANSWERS, STATUS, TALK
+
+WORDS = [b"\r", b"\n", b" ", b"|"]
+WORDS += [b"write a|", b"write bb|", b"read a", b"reads ", b"keys", b"delete a", b"status", b"k" * 300]
+CHUNKS = st.lists(st.one_of(st.binary(max_size=20), st.sampled_from(WORDS)), max_size=8).map(b"".join)
+
+
+class TransportCase(StoreCase):
+    def setUp(self):
+        super().setUp()
+        os.mkdir(self.dir)
+        self.loop = Loop()
+        self.addCleanup(self.loop.close)
+
+    def serve(self, name="direct", **options):
+        server = Server(self.loop, os.path.join(self.dir, name), **options)
+        self.addCleanup(server.close)
+        return server
+
+    def wait_until_gone(self, server):
+        self.loop.until(lambda: server.metrics.connections == 0)
+
+
+class DifferenceTest(TransportCase):
+    """Byte for byte the same replies, and the same store behind them."""
+
+    def pair(self, **options):
+        number = len(os.listdir(self.dir))
+        self.servers = [self.serve(f"{number}{direct}", direct=direct, **options) for direct in (True, False)]
+        return self.servers
+
+    def both(self, talk):
+        """What both answer, when talk(client) returns what a client heard."""
+        direct, ordinary = (talk(server.connect()) for server in self.servers)
+        self.assertTrue(direct == ordinary, (direct[:1000], ordinary[:1000]))
+        first, second = (dict(server.store.items()) for server in self.servers)
+        self.assertTrue(first == second)
+        return direct
+
+    def chunks(self, *chunks):
+        def talk(client):
+            for chunk in chunks:
+                client.send(chunk)
+            return client.end()
+
+        return self.both(talk)
+
+    def test_which_path_is_taken(self):
+        direct, ordinary = self.pair()
+        for client in [server.connect() for server in self.servers]:
+            self.addCleanup(client.socket.close)
+            client.send(b"status\r")
+            client.expect(1)
+        (one,), (other,) = direct.factory.connections, ordinary.factory.connections
+        self.assertIsInstance(one.transport, DirectServer)
+        self.assertNotIsInstance(other.transport, DirectServer)
+
+    def test_every_command_and_every_error_in_chunks_of_every_size(self):
+        for unix in (False, True):
+            self.pair(unix=unix)
+            for size in (1, 2, 3, 5, 7, 16, 100, len(TALK)):
+                said = self.chunks(*[TALK[i:i + size] for i in range(0, len(TALK), size)])
+                self.assertEqual(said, ANSWERS, (unix, size))
+
+    def test_dialects(self):
+        for dialect in ("escabelo", "lf"):
+            self.pair(dialect=dialect)
+            self.chunks(TALK)
+            self.chunks(b"write a|1\rwrite b|2\rread x\rkeys\rstatus\r")
+
+    def test_long_pipelines(self):
+        self.pair()
+        said = b"".join(b"write k%d|%d\rread k%d\rdelete k%d\r" % (i, i, i, i // 2) for i in range(20_000))
+        self.assertEqual(self.chunks(said).count(b"\r"), 60_000)
+
+    def test_values_and_keys_of_every_size_in_chunks_of_any_size(self):
+        self.pair()
+        rng = random.Random(1)
+        for size in (1, 100, 10_000, 100_000, 1_000_000, 5_000_000):
+            value = rng.randbytes(size).replace(b"\r", b"?")
+            key = b"k" * min(size, 102_400)
+            said = b"write %s|%s\rread %s\rstatus\rreads %s\rread nothing" % (key, value, key, key)
+            cuts = sorted(rng.sample(range(len(said)), min(len(said), 20)))
+            heard = self.chunks(*[said[a:b] for a, b in zip([0, *cuts], [*cuts, len(said)], strict=True)])
+            self.assertTrue(heard == b"success\r" + value + b"\r" + STATUS + value + b"\rerror\r")
+
+    def test_over_long_commands(self):
+        self.pair(max_value_size=1000)
+        for start in (b"", b"write k|", b"read ", b"garbage"):
+            said = start + b"x" * 500_000
+            self.assertEqual(self.chunks(said, b"y" * 100_000, b"tail\rstatus\r", said), b"error\r" + STATUS + b"error\r")
+
+    def test_slow_reader(self):
+        """Replies far beyond what kernel and server buffer come when they are taken, and nothing overtakes."""
+        self.pair()
+        for server in self.servers:
+            for i in range(100):
+                server.store.put(b"big%d" % i, b"%d" % i * 50_000)
+            server.store.flush()
+        said = b"".join(b"read big%d\rwrite n%d|%d\rread n%d\r" % (i % 100, i, i, i) for i in range(400))
+        said += b"keys\rreads big\r"
+
+        def talk(client):
+            client.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 50_000)
+            view = memoryview(said)
+            for _ in range(50):
+                view = view[client.offer(view):]
+                self.loop.turn()
+            client.send(view)
+            return client.end()
+
+        heard = self.both(talk)
+        self.assertGreater(len(heard), 40_000_000)
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.lists(CHUNKS, max_size=8))
+    def test_any_bytes(self, chunks):
+        if not hasattr(self, "servers"):
+            self.pair()
+        self.chunks(*chunks)
+
+    def test_seeded_noise(self):
+        self.pair()
+        rng = random.Random(7)
+        for _ in range(60):
+            noise = [rng.choice(WORDS) if rng.random() < 0.9 else rng.randbytes(5) for _ in range(rng.randrange(300))]
+            said = b"".join(noise)
+            cuts = sorted(rng.randrange(len(said) + 1) for _ in range(rng.randrange(6)))
+            self.chunks(*[said[a:b] for a, b in zip([0, *cuts], [*cuts, len(said)], strict=True)])
+
+    def test_group_commit(self):
+        self.pair(fsync="always")
+        self.assertEqual(self.chunks(TALK), ANSWERS)
+        said = b"".join(b"write k%d|%d\rread k%d\r" % (i, i, i) for i in range(10_000))
+        self.chunks(*[said[i:i + 10_000] for i in range(0, len(said), 10_000)])
+
+
+class SocketTest(TransportCase):
+    """Ends, limits and buffers of the direct path."""
+
+    def test_no_reply_to_a_write_before_its_sync(self):
+        server = self.serve(fsync="always")
+        client = server.connect()
+        client.send(b"status\rwrite a|1\rstatus\r")
+        self.assertEqual(client.expect(1), STATUS)
+        for _ in range(5):
+            self.loop.turn()
+        self.assertFalse(client.readable())
+        self.assertEqual(len(self.loop.work), 1)
+        self.assertEqual(client.expect(2), b"success\r" + STATUS)
+        self.assertEqual(server.store.unsynced, 0)
+
+    def test_a_client_that_is_gone_before_its_sync(self):
+        """Its replies go nowhere: least of all to the client that has got its descriptor."""
+        server = self.serve(fsync="always")
+        gone = server.connect()
+        gone.send(b"write a|1\r")
+        self.loop.until(lambda: self.loop.work)
+        gone.reset()
+        while server.metrics.connections:
+            self.loop.turn()
+        other = server.connect()
+        other.send(b"status\r")
+        self.assertEqual(other.expect(1), STATUS)
+        self.loop.run_threads()
+        self.loop.turn()
+        self.assertFalse(other.readable())
+        self.assertEqual(server.store.get(b"a"), b"1")
+
+    def test_reset_in_the_middle_of_a_command(self):
+        server = self.serve()
+        client = server.connect()
+        client.send(b"write a|1\rwrite b|unfinished")
+        client.expect(1)
+        client.reset()
+        self.wait_until_gone(server)
+        self.assertEqual(dict(server.store.items()), {b"a": b"1"})
+
+    def test_reset_with_replies_that_wait(self):
+        server = self.serve()
+        server.store.put(b"big", b"v" * 1_000_000)
+        for unix in (False, True):
+            client = server.connect() if not unix else self.serve("unix", unix=True).connect()
+            client.send(b"write a|1\r")
+            client.expect(1)
+            client.offer(b"read big\r" * 100)
+            for _ in range(20):
+                self.loop.turn()
+            client.reset()
+            self.wait_until_gone(server)
+
+    def test_client_that_shuts_its_receiving_side(self):
+        server = self.serve(unix=True)
+        client = server.connect()
+        client.send(b"status\r")
+        client.expect(1)
+        client.socket.shutdown(socket.SHUT_RD)
+        client.offer(b"write a|1\rstatus\r")
+        self.wait_until_gone(server)
+        self.assertEqual(server.store.get(b"a"), b"1")
+
+    def test_half_close_with_replies_that_wait(self):
+        server = self.serve()
+        server.store.put(b"big", b"v" * 1_000_000)
+        client = server.connect()
+        client.offer(b"read big\r" * 30 + b"write z|last")
+        client.socket.shutdown(socket.SHUT_WR)
+        for _ in range(20):
+            self.loop.turn()
+        self.assertIsNone(server.store.get(b"z"))
+        self.assertTrue(client.rest() == (b"v" * 1_000_000 + b"\r") * 30 + b"success\r")
+        self.wait_until_gone(server)
+
+    def test_client_that_does_not_read_is_not_read_and_holds_little(self):
+        server = self.serve()
+        server.store.put(b"big", b"v" * 100_000)
+        client = server.connect()
+        said = b"read big\r" * 1000
+        while client.offer(said):
+            for _ in range(5):
+                self.loop.turn()
+        (protocol,) = server.factory.connections
+        self.assertEqual(server.metrics.reading_paused, 1)
+        # A MiB and a reply at most; what was sent before is on its way in the kernel.
+        self.assertLess(protocol.transport._tempDataLen + len(protocol.transport.dataBuffer), 1_200_000)
+        self.assertLess(server.metrics.count("text", "read", "ok"), 1000)
+
+    def test_drain_lets_a_slow_client_take_its_replies(self):
+        server = self.serve()
+        server.store.put(b"big", b"v" * 6_000_000)
+        client = server.connect()
+        client.offer(b"read big\rread big\r")
+        for _ in range(10):
+            self.loop.turn()
+        drained = server.factory.drain()
+        self.assertEqual(len(client.rest()), 12_000_002)
+        self.loop.until(lambda: drained.called)
+
+    def test_abort_with_replies_that_wait(self):
+        server = self.serve()
+        server.store.put(b"big", b"v" * 30_000_000)
+        client = server.connect()
+        client.offer(b"read big\r")
+        for _ in range(10):
+            self.loop.turn()
+        server.factory.abort()
+        self.wait_until_gone(server)
+        self.assertRaises(ConnectionResetError, client.rest)
+
+    def test_idle_clients(self):
+        server = self.serve(idle_timeout=60)
+        idle, busy = server.connect(), server.connect()
+        busy.send(b"status\r")
+        busy.expect(1)
+        self.loop.until(lambda: server.metrics.connections == 2)
+        self.loop.later += 40
+        busy.send(b"status\r")
+        busy.expect(1)
+        self.loop.later += 40
+        self.assertEqual(idle.rest(), b"")
+        busy.send(b"status\r")
+        self.assertEqual(busy.expect(1), STATUS)
+        self.assertEqual((server.metrics.connections, server.metrics.connections_idle), (1, 1))
+
+    def test_one_pipeline_does_not_hold_up_the_others(self):
+        server = self.serve()
+        greedy, modest = server.connect(), server.connect()
+        said = memoryview(b"write k|%s\r" % (b"v" * 100) * 100_000)
+        modest.send(b"status\r")
+        modest.expect(1)
+        for _ in range(20):
+            said = said[greedy.offer(said):]
+            self.loop.turn()
+            before = server.metrics.count("text", "write", "ok")
+            modest.offer(b"status\r")
+            while not modest.readable():
+                self.loop.turn()
+            # What was executed in between is a turn or two, not all that was sent.
+            self.assertLess(server.metrics.count("text", "write", "ok") - before, 3000)
+            modest.receive()
+        greedy.send(said)
+        self.assertEqual(greedy.end(), b"success\r" * 100_000)
+
+
+class PortTest(TransportCase):
+    def crowd(self, server, count, said=b"status\r"):
+        clients = [server.connect() for _ in range(count)]
+        for client in clients:
+            self.addCleanup(client.socket.close)
+            client.offer(said)
+        return clients
+
+    def test_a_flood_of_clients_is_taken_a_part_at_a_time(self):
+        server = self.serve()
+        clients = self.crowd(server, 100)
+        taken = [0]
+        while taken[-1] < 100:
+            self.loop.turn()
+            taken.append(server.metrics.connections_opened)
+        self.assertLessEqual(max(b - a for a, b in itertools.pairwise(taken)), ports.ACCEPTS)
+        for client in clients:
+            self.assertEqual(client.expect(1), STATUS)
+
+    def test_maximum_of_connections(self):
+        server = self.serve(max_connections=2)
+        first, _, *others = self.crowd(server, 5, b"")
+        self.assertEqual([client.rest() for client in others], [b""] * 3)
+        self.assertEqual((server.metrics.connections, server.metrics.connections_refused), (2, 3))
+        first.send(b"status\r")
+        self.assertEqual(first.end(), STATUS)
+        self.loop.until(lambda: server.metrics.connections == 1)
+        (late,) = self.crowd(server, 1)
+        self.assertEqual(late.expect(1), STATUS)
+
+    def test_short_of_descriptors(self):
+        """Who is connected is served, who comes waits, and one line tells."""
+        events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
+        server = self.serve()
+        first, *others = self.crowd(server, 5)
+        free = os.dup(0)
+        os.close(free)
+        self.patch(ports, "descriptors_for_clients", lambda: free + 1)
+        self.assertEqual(first.expect(1), STATUS)
+        for pauses in (1, 2, 3):
+            self.loop.until(lambda: server.metrics.accept_pauses == pauses)  # noqa: B023
+            self.loop.later += ports.PAUSE
+        self.assertEqual(server.metrics.connections, 1)
+        first.send(b"status\r")
+        self.assertEqual(first.expect(1), STATUS)
+        lines = [formatEvent(event) for event in events if "accepted" in event["log_format"]]
+        self.assertEqual(len(lines), 1)
+        self.assertIn(f"{free + 1} files are open", lines[0])
+        self.patch(ports, "descriptors_for_clients", lambda: 1 << 20)
+        for client in others:
+            self.assertEqual(client.expect(1), STATUS)
+
+    def test_a_port_that_is_closed_while_it_pauses(self):
+        server = self.serve()
+        self.patch(ports, "descriptors_for_clients", lambda: 0)
+        self.crowd(server, 1)
+        self.loop.until(lambda: server.metrics.accept_pauses)
+        server.port.stopListening()
+        self.loop.until(lambda: not server.port.connected)
+        self.assertEqual([call for call in self.loop.getDelayedCalls() if call.active()], [])
