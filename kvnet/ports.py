@@ -7,7 +7,7 @@ from twisted.internet import tcp, unix
 from twisted.logger import Logger
 
 from kvnet.process import descriptors_for_clients
-from kvnet.transport import DirectServer, DirectUNIXServer
+from kvnet.transport import DirectServer, DirectUNIXServer, Hub
 
 ACCEPTS = 32  # clients taken a turn: about a millisecond
 PAUSE = 0.5  # seconds until another look when descriptors are short
@@ -26,6 +26,7 @@ class Ports:
         self.reactor = reactor
         self._metrics = metrics
         self._told_at = None
+        self._hub = Hub(reactor)
 
     def __getattr__(self, name):
         return getattr(self.reactor, name)
@@ -40,6 +41,7 @@ class Ports:
 
     def _open(self, port):
         port.short = self.short
+        port.hub = self._hub
         port.startListening()
         return port
 

@@ -8,18 +8,122 @@ than a chunk stays theirs: buffering, producers, half-close, abort, errors. The 
 transport; it calls attach().
 """
 from libc.errno cimport EAGAIN, EINTR, errno
+from libc.string cimport strerror
+from posix.unistd cimport close
 
-from kvcore.types cimport Slice, uint8_t
+from kvcore.types cimport Slice, uint8_t, uint32_t
 from kvnet.session cimport Session, session_held, session_ready, session_received, session_room, session_sent
 
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+log = Logger()
+
+
+cdef extern from "<sys/epoll.h>" nogil:
+    enum: EPOLL_CLOEXEC
+    enum: EPOLL_CTL_ADD
+    enum: EPOLL_CTL_DEL
+    enum: EPOLLIN
+    ctypedef union epoll_data_t:
+        int fd
+    struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int what, int fd, epoll_event* event)
+    int epoll_wait(int epoll, epoll_event* events, int n, int milliseconds)
 
 
 cdef extern from "<sys/socket.h>" nogil:
     enum: MSG_NOSIGNAL
     ssize_t recv(int fd, void* data, size_t n, int flags)
     ssize_t send(int fd, const void* data, size_t n, int flags)
+
+
+cdef enum:
+    AT_ONCE = 64                    # connections served before the reactor has its turn
+
+
+cdef class Hub:
+    """What the reactor watches in the place of all direct connections: their readiness, as one descriptor.
+
+    The reactor spends several microseconds of Python on each descriptor that is ready; this is done once for all of them.
+    """
+
+    cdef object reactor
+    cdef int epoll                  # -1 while there is nothing to watch
+    cdef dict pipes                 # descriptor -> Pipe
+
+    def __cinit__(self, reactor):
+        self.reactor = reactor
+        self.epoll = -1
+        self.pipes = {}
+
+    def add(self, Pipe pipe not None):
+        """Tell pipe when there is something to receive. Raises OSError."""
+        if pipe.fd in self.pipes:
+            return
+        if self.epoll < 0:
+            self.epoll = checked(epoll_create1(EPOLL_CLOEXEC))
+            self.reactor.addReader(self)
+        cdef epoll_event event
+        event.events = EPOLLIN
+        event.data.fd = pipe.fd
+        checked(epoll_ctl(self.epoll, EPOLL_CTL_ADD, pipe.fd, &event))
+        self.pipes[pipe.fd] = pipe
+
+    def remove(self, Pipe pipe not None):
+        """No more of that."""
+        if self.pipes.pop(pipe.fd, None) is None:
+            return
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, pipe.fd, NULL)
+        if not self.pipes:
+            self.reactor.removeReader(self)
+            close(self.epoll)
+            self.epoll = -1
+
+    def fileno(self):
+        """As in IFileDescriptor."""
+        return self.epoll
+
+    def logPrefix(self):
+        """As in ILoggingContext."""
+        return "kvstore"
+
+    def connectionLost(self, reason):
+        """As in IFileDescriptor: the reactor gives up."""
+
+    def doRead(self):
+        """Serve the connections that are ready."""
+        cdef epoll_event[AT_ONCE] events
+        cdef int i, n = epoll_wait(self.epoll, events, AT_ONCE, 0)
+        for i in range(n):
+            # One that was served before it may have ended it.
+            pipe = self.pipes.get(events[i].data.fd)
+            if pipe is not None:
+                serve(pipe)
+
+
+# Whatever happens to one connection is not the others' trouble.
+cdef int serve(Pipe pipe) except -1:
+    transport = pipe.transport
+    try:
+        why = pipe.receive()
+        if why is not None:
+            transport.lost(why)
+    except Exception:
+        log.failure("a connection could not be served")
+        transport.abortConnection()
+    return 0
+
+
+cdef int checked(int result) except -1:
+    if result < 0:
+        raise OSError(errno, strerror(errno).decode())
+    return result
 
 
 cdef class Pipe:
@@ -64,8 +168,9 @@ cdef class Pipe:
         reply(self)
 
     def close(self):
-        """Send nothing any more: the descriptor may soon be another connection's."""
+        """Send nothing any more: the descriptor may soon be another connection's. And let go of it, for prompt freeing."""
         self.fd = -1
+        self.transport = self.protocol = None
 
 
 cdef int reply(Pipe p) except -1:
@@ -91,9 +196,33 @@ class Direct:
 
     def attach(self, protocol):
         """Read and write the buffers of protocol.session (a Session). Returns what sends its replies, a callable."""
+        self.stopReading()
         self._pipe = pipe = Pipe(self, protocol, protocol.session)
-        self.doRead = pipe.receive
+        self.startReading()
         return pipe.reply
+
+    def startReading(self):
+        """Tell what is received."""
+        if self._pipe is None:
+            super().startReading()
+        else:
+            self.server.hub.add(self._pipe)
+
+    def stopReading(self):
+        """Receive nothing."""
+        if self._pipe is None:
+            super().stopReading()
+        else:
+            self.server.hub.remove(self._pipe)
+
+    def lost(self, why):
+        """There will be nothing more to receive; `why` as doRead would return it."""
+        self.stopReading()
+        if why is CONNECTION_DONE:
+            self.readConnectionLost(Failure(why))
+        else:
+            self.stopWriting()
+            self.connectionLost(Failure(why))
 
     def startWriting(self):
         """Something is in the buffer, or a close waits behind it."""
@@ -119,6 +248,7 @@ class Direct:
 
     def _detach(self):
         if self._pipe is not None:
+            self.stopReading()
             self._pipe.close()
             self._pipe = None
 
