@@ -1,6 +1,8 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
 
+from kvcore.types cimport kv_prefetch
+
 
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* address, size_t n, int protection, int flags, int fd, long long offset)
@@ -10,13 +12,6 @@ cdef extern from "<sys/mman.h>" nogil:
     enum: MAP_PRIVATE
     enum: MAP_ANONYMOUS
     void* MAP_FAILED
-
-
-cdef extern from *:
-    """
-    #define kv_prefetch(address) __builtin_prefetch(address)
-    """
-    void kv_prefetch(const void* address) noexcept nogil
 
 
 cdef enum:

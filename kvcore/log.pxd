@@ -162,6 +162,9 @@ cdef int log_check_writable(Log log) except -1
 # Copy the record at `at` out: 0, or -1 when it cannot be read.
 cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept
 
+# Have the beginning of the record at `at` loaded into the cache.
+cdef void log_prefetch(Log log, Location at) noexcept
+
 # Does the record at `at` hold this key, by its bytes alone? 1, 0, or -1 when it cannot be read.
 cdef int log_key_equal(Log log, Location at, Slice key) noexcept
 

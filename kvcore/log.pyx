@@ -14,8 +14,8 @@ from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
     record_of, record_size)
 from kvcore.segment cimport (
-    SEGMENT_HEADER, segment_close_window, segment_copy, segment_create, segment_key_equal, segment_map, segment_seal,
-    segment_store, segment_sync, segment_unpin)
+    SEGMENT_HEADER, segment_close_window, segment_copy, segment_create, segment_key_equal, segment_map, segment_prefetch,
+    segment_seal, segment_store, segment_sync, segment_unpin)
 from kvcore.types cimport slice_of
 
 from kvcore import manifest
@@ -490,6 +490,12 @@ cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept:
         memcpy(dst, log.buf.data + (at.offset - segment.flushed), at.length)
         return 0
     return segment_copy(segment, at.offset, dst, at.length)
+
+
+cdef void log_prefetch(Log log, Location at) noexcept:
+    cdef Segment segment = log_segment(log, at.segment)
+    if at.offset < segment.flushed:
+        segment_prefetch(segment, at.offset, at.length)
 
 
 cdef int log_key_equal(Log log, Location at, Slice key) noexcept:

@@ -13,6 +13,9 @@ from kvcore.record cimport Record
 from kvcore.types cimport Location, Slice
 
 
+cdef enum:
+    LOOKUP_AHEAD = 16
+
 cdef enum Found:
     NOT_FOUND = 0
     FOUND = 1
@@ -32,6 +35,9 @@ cdef Found lookup_entry(
 # FOUND, NOT_FOUND, or DAMAGED. Raises MemoryError.
 cdef Found lookup_read(
     HashIndex index, Log log, uint64_t hash, Slice key, ByteBuf out, Record* r, Location* at) except? NOT_FOUND
+
+# These n keys, LOOKUP_AHEAD at most, come next: have their entries and records loaded into the cache, all at once.
+cdef void lookup_expect(HashIndex index, Log log, const Slice* keys, size_t n) noexcept
 
 # Raises CorruptionError that names the place.
 cdef int lookup_damaged(Log log, Location at) except -1

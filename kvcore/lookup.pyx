@@ -3,8 +3,8 @@ import os
 from libc.string cimport memcmp
 
 from kvcore.bytebuf cimport bytebuf_reserve
-from kvcore.hashindex cimport index_first, index_next
-from kvcore.log cimport log_copy, log_key_equal, log_segment
+from kvcore.hashindex cimport index_first, index_hash, index_next, index_prefetch
+from kvcore.log cimport log_copy, log_key_equal, log_prefetch, log_segment
 from kvcore.record cimport record_decode, record_verify
 from kvcore.types cimport uint8_t
 
@@ -49,6 +49,19 @@ cdef Found lookup_read(
             return FOUND
         candidate = index_next(index, hash, candidate)
     return result
+
+
+cdef void lookup_expect(HashIndex index, Log log, const Slice* keys, size_t n) noexcept:
+    cdef uint64_t[LOOKUP_AHEAD] hashes
+    cdef Entry* entry
+    cdef size_t i
+    for i in range(n):
+        hashes[i] = index_hash(index, keys[i].ptr, keys[i].len)
+        index_prefetch(index, hashes[i])
+    for i in range(n):
+        entry = index_first(index, hashes[i])
+        if entry != NULL:
+            log_prefetch(log, entry.at)
 
 
 cdef int lookup_damaged(Log log, Location at) except -1:

@@ -7,14 +7,7 @@ from kvcore.log cimport log_now
 from kvcore.lookup cimport DAMAGED, NOT_FOUND, lookup_damaged, lookup_entry, lookup_record
 from kvcore.order cimport order_of, order_offsets, order_runs, order_seek
 from kvcore.segment cimport NO_SLOT, segment_copy_from, segment_header
-from kvcore.types cimport slice_of
-
-
-cdef extern from *:
-    """
-    #define kv_prefetch(address) __builtin_prefetch(address)
-    """
-    void kv_prefetch(const void* address) noexcept nogil
+from kvcore.types cimport kv_prefetch, slice_of
 
 
 cdef enum:

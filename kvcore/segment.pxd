@@ -90,6 +90,9 @@ cdef void segment_unpin(Segment s) noexcept
 # Copy n bytes from offset. 0, or -1 when they cannot be read.
 cdef int segment_copy(Segment s, uint64_t offset, void* dst, size_t n) noexcept nogil
 
+# Have the beginning of the n bytes from offset loaded into the cache. Nothing happens where they cannot be read.
+cdef void segment_prefetch(Segment s, uint64_t offset, size_t n) noexcept nogil
+
 # Does the record of `size` bytes at offset hold this key, by its bytes alone? 1, 0, or -1 when they cannot be read.
 cdef int segment_key_equal(Segment s, uint64_t offset, size_t size, const uint8_t* key, size_t n) noexcept nogil
 

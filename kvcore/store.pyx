@@ -14,7 +14,7 @@ from kvcore.log cimport (
     log_append, log_bury, log_check_space, log_check_writable, log_commit, log_finish, log_flush, log_give_back,
     log_give_up_reserve, log_has_room, log_let_go, log_mark, log_now, log_rotate, log_sync_job, log_take_back,
     log_take_reserve, log_unsynced)
-from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_read, lookup_record
+from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_expect, lookup_read, lookup_record
 from kvcore.owner cimport owner_check, owner_here
 from kvcore.record cimport COMMIT_SIZE, RECORD_COMPRESSED, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
 from kvcore.recovery cimport Recovered, recover
@@ -424,6 +424,11 @@ cdef int store_get(Store s, Slice key, ByteBuf out) except -1:
     memmove(out.data + out.len, r.value.ptr, r.value.len)
     out.len += r.value.len
     return 1
+
+
+cdef void store_expect(Store s, const Slice* keys, size_t n) noexcept:
+    if not s.closed:
+        lookup_expect(s.index, s.log, keys, n)
 
 
 cdef int append_value(ByteBuf out, const Record* r) except -1:

@@ -28,3 +28,11 @@ cdef inline Slice slice_of(const void* ptr, size_t len) noexcept nogil:
     s.ptr = <const uint8_t*>ptr
     s.len = len
     return s
+
+
+# Have the line of memory at this address loaded into the cache. Nothing happens where there is none.
+cdef extern from *:
+    """
+    #define kv_prefetch(address) __builtin_prefetch(address)
+    """
+    void kv_prefetch(const void* address) noexcept nogil

@@ -41,6 +41,7 @@ cdef class Session:
     cdef size_t ready
     cdef uint64_t taken         # bytes of replies that have gone out of `out`
     cdef bint stopped           # the last run ended before its input: enough replies wait, or its time was over
+    cdef size_t ahead           # in the input: up to where the store knows what is coming
     cdef uint32_t steps         # commands since the clock was looked at
     cdef double deadline        # when this run gives way to other clients
     cdef bint ended             # the client will send no more

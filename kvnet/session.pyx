@@ -1,15 +1,16 @@
-from libc.string cimport memset
+from libc.string cimport memchr, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_discard, bytebuf_reserve, bytebuf_swap, bytebuf_truncate
-from kvcore.store cimport Store, store_flush, store_flushes, store_pending
+from kvcore.store cimport STORE_AHEAD, Store, store_expect, store_flush, store_flushes, store_pending
 from kvcore.types cimport Slice, slice_of
 from kvnet.commands.text cimport (
     FLAG_WRITES, text_commands, text_fail, text_find, text_list_more)
 from kvnet.context cimport CHALLENGE, ESCABELO, LF
 from kvnet.metrics cimport OUTCOME_ERROR, OUTCOME_OK, Outcome, histogram_add
 from kvnet.textwire cimport (
-    FRAME_LINE, FRAME_MORE, FRAME_SKIPPED, Arguments, Frame, text_arguments, text_frame, text_limit, text_word)
+    FRAME_LINE, FRAME_MORE, FRAME_SKIPPED, Arguments, Frame, text_arguments, text_frame, text_key, text_limit,
+    text_word)
 
 from kvcore.errors import KVError
 from kvnet.commands.text import COMMANDS
@@ -198,7 +199,7 @@ cdef int run(Session s, const uint8_t* data, size_t n) except -1:
     cdef double started = clock()
     if c.out.data == NULL:
         bytebuf_swap(c.out, spare)
-    s.steps = 0
+    s.ahead = s.steps = 0
     s.deadline = started + TURN
     s.now.position = 0
     s.now.reply = c.out.len
@@ -231,6 +232,8 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
         return c.cursor is None
     if c.out.len >= REPLIES_AT or is_late(s):
         return False
+    if s.now.position >= s.ahead:
+        look_ahead(s, data, n)
     frame = text_frame(&s.now.framer, data + s.now.position, n - s.now.position, &used, &line)
     if frame == FRAME_MORE and s.ended and s.now.position + used < n:
         # The last command lacks its end.
@@ -247,6 +250,25 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
             s.metrics.commands_too_long += 1
             s.now.counts[INVALID][<int>OUTCOME_ERROR] += 1
     return frame != FRAME_MORE
+
+
+# Tell the store the keys of the next commands. In a pipeline over many keys most of the time goes into waiting for memory;
+# this way it is waited for all of them at once.
+cdef void look_ahead(Session s, const uint8_t* data, size_t n) noexcept:
+    cdef Slice[STORE_AHEAD] keys
+    cdef size_t count = 0, most = min(n, s.now.position + ROOM)
+    cdef const uint8_t* end
+    s.ahead = s.now.position
+    while count < STORE_AHEAD and s.ahead < most:
+        end = <const uint8_t*>memchr(data + s.ahead, 13, most - s.ahead)
+        if end == NULL:
+            s.ahead = n
+            break
+        keys[count] = text_key(slice_of(data + s.ahead, end - (data + s.ahead)))
+        count += keys[count].len > 0
+        s.ahead = end + 1 - data
+    if count > 1:
+        store_expect(s.context.store, keys, count)
 
 
 # Is it the turn of other clients? A deadline that has passed becomes 0.

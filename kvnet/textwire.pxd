@@ -42,3 +42,6 @@ cdef int text_arguments(Slice line, size_t word, Shape shape, Arguments* a) noex
 
 # Length of the command word at the front of a line.
 cdef size_t text_word(Slice line) noexcept nogil
+
+# What looks like the key of a command, for a hint of what is needed next; empty when there is none.
+cdef Slice text_key(Slice line) noexcept nogil

@@ -77,3 +77,13 @@ cdef int text_arguments(Slice line, size_t word, Shape shape, Arguments* a) noex
         return -1
     a.value = slice_of(line.ptr + end + 1, line.len - end - 1)
     return 0
+
+
+cdef Slice text_key(Slice line) noexcept nogil:
+    cdef size_t start = text_word(line), end
+    while start < line.len and line.ptr[start] == 32:
+        start += 1
+    end = start
+    while end < line.len and key_byte[line.ptr[end]]:
+        end += 1
+    return slice_of(line.ptr + start, end - start)
