@@ -19,7 +19,8 @@ NO_IPV6 = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
 class Listener(Service):
     """The ports of one front end, bound before the store is opened: early clients wait in the kernel.
 
-    `where` is a port of the loopback or an endpoint description; `name` is the option it came from.
+    `where` is a port of the loopback or an endpoint description; `name` is the option it came from; `reactor` may be a
+    kvnet.ports.Ports, whose TCP and UNIX ports are direct.
     """
 
     def __init__(self, reactor, name: str, where: int | str, factory):

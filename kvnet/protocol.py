@@ -6,6 +6,7 @@ from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
 from kvnet.session import Session, command_rows
+from kvnet.transport import Direct
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -25,9 +26,8 @@ class TextProtocol(Protocol):
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
         self.transport.registerProducer(self, True)
-        # A direct transport reads and writes the buffers of the session itself.
-        attach = getattr(self.transport, "attach", None)
-        self._reply = self._write if attach is None else attach(self)
+        # Not by looking for attach(): the wrappers of TLS and others pass on what their transport has.
+        self._reply = self.transport.attach(self) if isinstance(self.transport, Direct) else self._write
         if factory.idle_timeout:
             self.touch()
             self._timeout = factory.reactor.callLater(factory.idle_timeout, self._timed_out)

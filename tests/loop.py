@@ -108,8 +108,11 @@ class Client:
 
     def __init__(self, loop, address):
         self.loop = loop
-        self.socket = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+        unix = isinstance(address, str)
+        self.socket = socket.socket(socket.AF_UNIX if unix else socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         self.socket.connect(address)
+        if not unix:
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
         self.received = bytearray()
         self.ended = False

@@ -135,6 +135,7 @@ class ConnectionTest(ConnectionCase):
             answered.append(transport.taken().count(b"\r"))
         self.assertGreater(len(answered), 3)
         self.assertGreater(min(answered), 0)
+        self.assertGreaterEqual(self.metrics.turns_over, len(answered) - 1)
         self.assertEqual(transport.producerState, "producing")
         self.assertEqual(len(self.store), 20_000)
 

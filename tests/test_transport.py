@@ -1,20 +1,30 @@
 """The direct path beside the ordinary one: the same bytes through both, over real sockets; then what only sockets do."""
 
+import contextlib
+import datetime
 import gc
 import itertools
 import os
 import random
 import socket
+import ssl
 import weakref
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.testing import EventLoggingObserver
 from twisted.logger import formatEvent, globalLogPublisher
+from twisted.protocols import tls
 
 from kvnet import ports
-from kvnet.transport import DirectServer
-from tests.loop import Loop, Server
+from kvnet.listen import Listener
+from kvnet.ports import Ports
+from kvnet.transport import Direct
+from tests.loop import Client, Loop, Server
 from tests.support import StoreCase
 from tests.test_session import ANSWERS, STATUS, TALK
 
@@ -70,8 +80,8 @@ class DifferenceTest(TransportCase):
             client.send(b"status\r")
             client.expect(1)
         (one,), (other,) = direct.factory.connections, ordinary.factory.connections
-        self.assertIsInstance(one.transport, DirectServer)
-        self.assertNotIsInstance(other.transport, DirectServer)
+        self.assertIsInstance(one.transport, Direct)
+        self.assertNotIsInstance(other.transport, Direct)
 
     def test_every_command_and_every_error_in_chunks_of_every_size(self):
         for unix in (False, True):
@@ -107,6 +117,7 @@ class DifferenceTest(TransportCase):
         for start in (b"", b"write k|", b"read ", b"garbage"):
             said = start + b"x" * 500_000
             self.assertEqual(self.chunks(said, b"y" * 100_000, b"tail\rstatus\r", said), b"error\r" + STATUS + b"error\r")
+        self.assertEqual([server.metrics.commands_too_long for server in self.servers], [8, 8])
 
     def test_slow_reader(self):
         """Replies far beyond what kernel and server buffer come when they are taken, and nothing overtakes."""
@@ -242,6 +253,24 @@ class SocketTest(TransportCase):
         # A MiB and a reply at most; what was sent before is on its way in the kernel.
         self.assertLess(protocol.transport._tempDataLen + len(protocol.transport.dataBuffer), 1_200_000)
         self.assertLess(server.metrics.count("text", "read", "ok"), 1000)
+
+    def test_nothing_overtakes_what_is_in_the_buffer(self):
+        """There is room in the socket again, but the reactor has not used it yet."""
+        server = self.serve()
+        server.store.put(b"big", b"v" * 50_000)
+        client = server.connect()
+        client.send(b"status\r")
+        client.expect(1)
+        (transport,) = (protocol.transport for protocol in server.factory.connections)
+        asked = 0
+        while not transport._tempDataLen:
+            client.offer(b"read big\r")
+            asked += 1
+            transport.server.hub.doRead()
+        client.receive()
+        client.offer(b"status\r")
+        transport.server.hub.doRead()
+        self.assertTrue(client.end() == (b"v" * 50_000 + b"\r") * asked + STATUS)
 
     def test_drain_lets_a_slow_client_take_its_replies(self):
         server = self.serve()
@@ -391,3 +420,88 @@ class PortTest(TransportCase):
         server.port.stopListening()
         self.loop.until(lambda: not server.port.connected)
         self.assertEqual([call for call in self.loop.getDelayedCalls() if call.active()], [])
+
+
+class ListenerTest(TransportCase):
+    """Which ports lead to the direct path."""
+
+    def bind(self, where):
+        self.server = self.serve(str(where).replace("/", "-"))
+        listener = Listener(Ports(self.loop, self.server.metrics), "text", where, self.server.factory)
+        listener.privilegedStartService()
+        self.addCleanup(listener.release)
+        return listener
+
+    def test_ports_of_the_loopback_and_plain_endpoints_are_direct(self):
+        path = self.mktemp()[-80:].replace("/", "-")
+        for where in (0, "tcp:0:interface=127.0.0.1", f"unix:{path}"):
+            for address in self.bind(where).addresses:
+                client = self.connect(address)
+                client.send(b"status\r")
+                self.assertEqual(client.expect(1), STATUS)
+                (protocol,) = self.server.factory.connections
+                self.assertIsInstance(protocol.transport, Direct)
+                client.end()
+                self.wait_until_gone(self.server)
+
+    def connect(self, address):
+        if address.startswith("unix:"):
+            return Client(self.loop, address.removeprefix("unix:"))
+        host, _, number = address.rpartition(":")
+        return Client(self.loop, (host.strip("[]"), int(number)))
+
+    def test_what_wraps_a_plain_endpoint_is_not_passed_by(self):
+        (address,) = self.bind("haproxy:tcp:0:interface=127.0.0.1").addresses
+        client = self.connect(address)
+        client.send(b"PROXY TCP4 192.0.2.1 127.0.0.1 1234 80\r\nwrite a|1\rread a\r")
+        self.assertEqual(client.expect(2), b"success\r1\r")
+        client.socket.close()
+
+    def test_tls_goes_the_ordinary_way(self):
+        self.patch(tls, "_get_default_clock", lambda: self.loop)
+        path = self.certificate()
+        (address,) = self.bind(f"ssl:0:interface=127.0.0.1:privateKey={path}:certKey={path}").addresses
+        context = ssl.create_default_context(cafile=path)
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        secure = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        client = self.connect(address)
+
+        def carry(step, *arguments):
+            """What the step returns, once enough has gone to and fro."""
+            while True:
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    result = step(*arguments)
+                    client.send(outgoing.read())
+                    return result
+                client.send(outgoing.read())
+                self.loop.until(lambda: client.receive() or client.received)
+                incoming.write(client.received)
+                client.received.clear()
+
+        carry(secure.do_handshake)
+        carry(secure.write, b"write a|1\rread a\r")
+        heard = b""
+        while heard.count(b"\r") < 2:
+            heard += carry(secure.read, 100)
+        self.assertEqual(heard, b"success\r1\r")
+        (protocol,) = self.server.factory.connections
+        self.assertNotIsInstance(protocol.transport, Direct)
+        client.socket.close()
+
+    def certificate(self):
+        """The path of a key and its certificate for "localhost"."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+        now = datetime.datetime.now(datetime.UTC)
+        localhost = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+        made = x509.CertificateBuilder(
+            name, name, key.public_key(), x509.random_serial_number(),
+            now - datetime.timedelta(days=1), now + datetime.timedelta(days=1),
+            [x509.Extension(localhost.oid, False, localhost)],
+        ).sign(key, hashes.SHA256())
+        path = os.path.join(self.dir, "pem")
+        with open(path, "wb") as file:
+            file.write(key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
+            file.write(made.public_bytes(serialization.Encoding.PEM))
+        return path
