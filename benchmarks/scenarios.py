@@ -66,7 +66,7 @@ class Bed:
         try:
             yield made
         finally:
-            shutil.rmtree(made)
+            shutil.rmtree(made, ignore_errors=True)  # a child of redis-server may outlive it for a moment
 
     def start(self, server, directory, *words, **options):
         """A servers.Running."""
