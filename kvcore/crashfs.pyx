@@ -96,6 +96,8 @@ cdef class CrashFiles(Files):
         self.call.map = crash_map
         self.call.window = crash_window
         self.call.store = crash_store
+        self.call.resident = crash_resident
+        self.call.fetch = crash_fetch
         self.call.unmap = crash_unmap
         self.call.list = crash_list
         self.call.lock = crash_lock
@@ -509,6 +511,14 @@ cdef uint8_t* crash_window(void* ctx, int fd, size_t n) noexcept nogil:
 cdef int crash_store(void* ctx, int fd, uint8_t* window, const void* src, size_t n, uint64_t offset) noexcept nogil:
     with gil:
         return (<CrashFiles>ctx).store_in_file(fd, <const uint8_t*>src, n, offset)
+
+
+cdef int crash_resident(void* ctx, const uint8_t* address, size_t n) noexcept nogil:
+    return 1
+
+
+cdef void crash_fetch(void* ctx, const uint8_t* address, size_t n) noexcept nogil:
+    pass
 
 
 cdef int crash_list(void* ctx, const char* path, char** names, size_t* size) noexcept nogil:

@@ -33,6 +33,10 @@ cdef struct FileTable:
     # Write through a window of the file, without a system call; the n bytes lie within its present size. 0 or -errno; what
     # was written before the error stays. As with pwrite the kernel has it then, whatever becomes of the process.
     int (*store)(void* ctx, int fd, uint8_t* window, const void* src, size_t n, uint64_t offset) noexcept nogil
+    # Are these mapped bytes in memory, so that reading them waits for no disk? 1 or 0; 1 as well when nobody can tell.
+    int (*resident)(void* ctx, const uint8_t* address, size_t n) noexcept nogil
+    # Begin to read these mapped bytes into memory, without waiting for them.
+    void (*fetch)(void* ctx, const uint8_t* address, size_t n) noexcept nogil
     # Names in a directory, each ended by NUL, in a malloc'ed block of *size bytes that the caller frees.
     int (*list)(void* ctx, const char* path, char** names, size_t* size) noexcept nogil
     # flock, exclusive, not waiting: -EWOULDBLOCK when another open file holds it.

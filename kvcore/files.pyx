@@ -6,7 +6,7 @@ from libc.string cimport memcpy, strlen
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_DIRECTORY, O_RDONLY, O_TRUNC, O_WRONLY
 from posix.stat cimport fstat, mkdir, stat, struct_stat
 from posix.time cimport CLOCK_REALTIME_COARSE, clock_gettime, timespec
-from posix.unistd cimport close, fdatasync, fsync, ftruncate, pread, pwrite, rmdir, unlink
+from posix.unistd cimport close, fdatasync, fsync, ftruncate, pread, pwrite, rmdir, sysconf, unlink, _SC_PAGESIZE
 
 from kvcore.guard cimport guard_copy
 
@@ -40,6 +40,9 @@ cdef extern from "<sys/file.h>" nogil:
 cdef extern from "<sys/mman.h>" nogil:
     void* mmap(void* address, size_t n, int protection, int flags, int fd, long long offset)
     int munmap(void* address, size_t n)
+    int mincore(void* address, size_t n, unsigned char* pages)
+    int madvise(void* address, size_t n, int advice)
+    enum: MADV_WILLNEED
     enum: PROT_READ
     enum: PROT_WRITE
     enum: MAP_SHARED
@@ -53,6 +56,12 @@ cdef extern from "<dirent.h>" nogil:
     DIR* opendir(const char* path)
     dirent* readdir(DIR* handle)
     int closedir(DIR* handle)
+
+
+cdef enum:
+    PAGES = 256                 # pages asked after at a time
+
+cdef size_t PAGE = sysconf(_SC_PAGESIZE)
 
 
 cdef inline int failed(int result) noexcept nogil:
@@ -154,6 +163,31 @@ cdef int posix_store(void* ctx, int fd, uint8_t* window, const void* src, size_t
     return -EIO if guard_copy(window + offset, src, n) < 0 else 0
 
 
+# The page that a mapped byte is in.
+cdef inline uint8_t* page_of(const uint8_t* address) noexcept nogil:
+    return <uint8_t*>(<size_t>address & ~(PAGE - 1))
+
+
+cdef int posix_resident(void* ctx, const uint8_t* address, size_t n) noexcept nogil:
+    cdef unsigned char[PAGES] pages
+    cdef uint8_t* at = page_of(address)
+    cdef size_t part, i
+    while at < address + n:
+        part = min(<size_t>(address + n - at), PAGES * PAGE)
+        if mincore(at, part, pages) < 0:
+            return 1
+        for i in range((part + PAGE - 1) // PAGE):
+            if pages[i] & 1 == 0:
+                return 0
+        at += part
+    return 1
+
+
+cdef void posix_fetch(void* ctx, const uint8_t* address, size_t n) noexcept nogil:
+    cdef uint8_t* at = page_of(address)
+    madvise(at, address + n - at, MADV_WILLNEED)
+
+
 cdef int posix_list(void* ctx, const char* path, char** names, size_t* size) noexcept nogil:
     cdef DIR* handle = opendir(path)
     cdef dirent* entry
@@ -232,6 +266,8 @@ cdef class Files:
         self.call.unmap = posix_unmap
         self.call.window = posix_window
         self.call.store = posix_store
+        self.call.resident = posix_resident
+        self.call.fetch = posix_fetch
         self.call.list = posix_list
         self.call.lock = posix_lock
         self.call.is_at = posix_is_at

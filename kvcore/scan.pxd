@@ -39,6 +39,7 @@ cdef class Source:
     cdef Order order
     cdef size_t next            # place in the order of the first name not read yet
     cdef size_t end
+    cdef size_t warm            # up to where in the order the records were brought into memory: warm.pxd
     cdef Name block[BLOCK]
     cdef int count              # names in block, and the current one
     cdef int at
@@ -53,6 +54,9 @@ cdef class Cursor:
     cdef bint begun
     cdef dict damaged           # records met whose key cannot be trusted: (slot, offset) to bytes
 
+
+# The first bytes above all that begin with `prefix`; None: there are none.
+cdef bytes prefix_end(bytes prefix)
 
 # A cursor over keys k with lo <= k, and k < hi unless hi.ptr is NULL. The log's buffer must be empty. Raises StorageError,
 # MemoryError.

@@ -23,7 +23,6 @@ cdef class Cursor:
     """A walk over keys in byte order. Made by Store.keys and Store.items."""
 
 
-# The first bytes above all that begin with `prefix`; None: there are none.
 cdef bytes prefix_end(bytes prefix):
     cdef bytes rest = prefix.rstrip(b"\xff")
     return rest[:len(rest) - 1] + bytes([rest[len(rest) - 1] + 1]) if rest else None

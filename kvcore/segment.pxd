@@ -93,6 +93,13 @@ cdef int segment_copy(Segment s, uint64_t offset, void* dst, size_t n) noexcept 
 # Have the beginning of the n bytes from offset loaded into the cache. Nothing happens where they cannot be read.
 cdef void segment_prefetch(Segment s, uint64_t offset, size_t n) noexcept nogil
 
+# Are these bytes in memory, so that reading them waits for no disk?
+cdef bint segment_resident(Segment s, uint64_t offset, size_t n) noexcept nogil
+
+# Begin to read them into memory; wait until they are there. Any thread, while the segment is referenced.
+cdef void segment_fetch(Segment s, uint64_t offset, size_t n) noexcept nogil
+cdef void segment_await(Segment s, uint64_t offset, size_t n) noexcept nogil
+
 # Does the record of `size` bytes at offset hold this key, by its bytes alone? 1, 0, or -1 when they cannot be read.
 cdef int segment_key_equal(Segment s, uint64_t offset, size_t size, const uint8_t* key, size_t n) noexcept nogil
 

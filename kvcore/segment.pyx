@@ -18,6 +18,7 @@ from kvcore.errors import CorruptionError
 cdef enum:
     LINE = 64                   # bytes of a cache line
     PREFETCHED = 384            # bytes of a record that are loaded ahead: the processor goes on by itself
+    PAGE = 4096                 # bytes of a page of memory, or a part of one
 
 SEGMENT_LIMIT = 0xFFFFFFFF
 cdef bytes MAGIC = b"kvseg\r\n\x1a"
@@ -214,6 +215,25 @@ cdef void segment_prefetch(Segment s, uint64_t offset, size_t n) noexcept nogil:
         while i < most:
             kv_prefetch(s.map + offset + i)
             i += LINE
+
+
+cdef bint segment_resident(Segment s, uint64_t offset, size_t n) noexcept nogil:
+    if offset > s.mapped or n > s.mapped - offset:
+        return True
+    return s.files.call.resident(s.files.ctx, s.map + offset, n) == 1
+
+
+cdef void segment_fetch(Segment s, uint64_t offset, size_t n) noexcept nogil:
+    if offset <= s.mapped and n <= s.mapped - offset:
+        s.files.call.fetch(s.files.ctx, s.map + offset, n)
+
+
+cdef void segment_await(Segment s, uint64_t offset, size_t n) noexcept nogil:
+    cdef uint8_t byte
+    cdef uint64_t at = offset
+    # What cannot be read is told by who reads it next.
+    while at < offset + n and segment_copy(s, at, &byte, 1) == 0:
+        at = (at | (PAGE - 1)) + 1
 
 
 cdef int segment_key_equal(Segment s, uint64_t offset, size_t size, const uint8_t* key, size_t n) noexcept nogil:

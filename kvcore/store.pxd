@@ -16,7 +16,9 @@ from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log
 from kvcore.lookup cimport LOOKUP_AHEAD
 from kvcore.owner cimport Owner
+from kvcore.scan cimport Cursor
 from kvcore.types cimport Location, Slice
+from kvcore.warm cimport warm_key, warm_next, warm_scan
 
 
 cdef enum:
@@ -81,3 +83,19 @@ cdef object store_scan(Store s, Slice prefix)
 # Append the cursor's next key to `keys`, its value to `values` (either may be None). 1, or 0 at the end.
 # Raises CorruptionError for a damaged record; the next call goes on behind it.
 cdef int store_next(Store s, object cursor, ByteBuf keys, ByteBuf values) except -1
+
+
+# What the functions above would have to wait for the disk for, when the data do not fit into memory: a Job that brings
+# it, or None when there is nothing. run() it on any thread, finish() it here; what follows does not wait then, as a rule.
+
+# For store_get (with `value`), store_put and store_delete of `key`. With a job from before this is added to it.
+cdef inline object store_warm(Store s, Slice key, bint value, object job):
+    return job if s.closed else warm_key(s.index, s.log, key, value, job)
+
+# For store_scan, and the first store_next, with values or without. Never None: nobody knows before the search is done.
+cdef inline object store_warm_scan(Store s, Slice prefix, bint values):
+    return None if s.closed else warm_scan(s.log, prefix, values)
+
+# For the next store_next.
+cdef inline object store_warm_next(object cursor, bint values):
+    return warm_next(<Cursor?>cursor, values)

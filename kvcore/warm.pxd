@@ -1,0 +1,53 @@
+"""Records that are not in memory, and jobs that bring them there: so the owner of a store need not wait for the disk.
+
+    warm_key, warm_next     None: what is read next is in memory; or a job. Run it on any thread, finish it, ask again
+    warm_scan               always a job: what a search reads is known only when it has been done
+
+What was in memory a moment ago may have been dropped since: nothing here is more than a hint. Bytes that cannot be read
+end no job; who reads them next is told.
+Thread: the owner's alone, except the run() of jobs.
+"""
+from libc.stdint cimport uint32_t
+
+from kvcore.bytebuf cimport ByteBuf
+from kvcore.hashindex cimport HashIndex
+from kvcore.log cimport Job, Log
+from kvcore.order cimport Order
+from kvcore.scan cimport Cursor
+from kvcore.segment cimport Segment
+from kvcore.types cimport Slice
+
+
+cdef struct Stretch:
+    uint32_t segment            # place in WarmJob.segments
+    uint32_t offset
+    uint32_t length
+
+
+# A part of an order, and the records that it names.
+cdef class Names:
+    cdef Segment segment
+    cdef Order order            # None: not loaded yet
+    cdef size_t first
+    cdef size_t count
+
+
+cdef class WarmJob(Job):
+    cdef list segments
+    cdef ByteBuf stretches      # of Stretch
+    cdef size_t bytes           # of all of them
+    cdef list names             # of Names: read as far as `values` says
+    cdef bint values
+    cdef bytes lo               # the names are those from here on; None: from `first` of each
+    cdef bytes hi               # the first name beyond is read, too; None: there is none
+
+
+# Add what reading `key` has to wait for to `job`, or to a new one when that is None; None when there is nothing. value: the
+# whole record is needed, not only its key.
+cdef WarmJob warm_key(HashIndex index, Log log, Slice key, bint value, WarmJob job)
+
+# A job that reads what scan_prefix will, and the first records; values: whole ones.
+cdef WarmJob warm_scan(Log log, Slice prefix, bint values)
+
+# A job for the names that a cursor reads next, unless they have been brought; whole records with `values`.
+cdef WarmJob warm_next(Cursor c, bint values)
