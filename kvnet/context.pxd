@@ -19,6 +19,8 @@ cdef class Context:
     cdef ByteBuf out
     cdef Dialect dialect
     cdef str refusing               # why writes are refused in this chunk, or None
+    cdef bint doubt                 # ask before reading whether that waits for the disk
+    cdef object job                 # reads from the disk what comes next, or None
     cdef object cursor              # a list reply under way, or None
     cdef bint list_values           # it lists values, not keys
     cdef bint list_begun            # something of it is in out already

@@ -38,6 +38,7 @@ cdef class Metrics:
     cdef public uint64_t accept_pauses
     cdef public uint64_t reading_paused
     cdef public uint64_t turns_over
+    cdef public uint64_t cold_waits                 # for records to be read from the disk
     cdef public uint64_t commands_too_long
     cdef public uint64_t received_bytes
     cdef public uint64_t sent_bytes

@@ -113,6 +113,9 @@ def server_families(Metrics m not None):
     yield CounterMetricFamily(
         "kvstore_turns_over", "Times that a client's pipelined commands gave way to other clients.", m.turns_over)
     yield CounterMetricFamily(
+        "kvstore_cold_waits", "Times that commands, or parts of lists, waited for records to be read from the disk.",
+        m.cold_waits)
+    yield CounterMetricFamily(
         "kvstore_commands_too_long", "Commands dropped because they were too long.", m.commands_too_long)
     yield CounterMetricFamily("kvstore_received_bytes", "Bytes received from clients.", m.received_bytes)
     yield CounterMetricFamily("kvstore_sent_bytes", "Bytes of replies handed to sockets.", m.sent_bytes)

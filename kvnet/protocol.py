@@ -5,8 +5,10 @@ from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Factory, Protocol
 from zope.interface import implementer
 
+from kvnet.residency import Residency
 from kvnet.session import Session, command_rows
 from kvnet.transport import Direct
+from kvnet.warmer import Warmer
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -18,6 +20,8 @@ class TextProtocol(Protocol):
         self.session = factory.new_session()
         self._choked = False  # the transport's buffer is full
         self._stalled = False  # commands wait that have to be executed first
+        self._warming = False  # what they need is being read from the disk
+        self._lost = False
         self._closing = False  # close when everything is answered
         self._heard_at = None  # when the client last sent something
         self._timeout = None
@@ -37,6 +41,7 @@ class TextProtocol(Protocol):
             if call is not None:
                 call.cancel()
         self._timeout = self._next_turn = None
+        self._lost = True
         self.factory.closed(self)
 
     def dataReceived(self, data):
@@ -76,6 +81,13 @@ class TextProtocol(Protocol):
         self.session.fail(reason)
         self.proceed()
 
+    def warmed(self):
+        """What the next command needs is in memory. Called by Warmer."""
+        self._warming = False
+        self.session.warm()
+        if not self._lost:
+            self.proceed()
+
     # IPushProducer: the transport says when its buffer fills and empties.
 
     def pauseProducing(self):
@@ -103,7 +115,11 @@ class TextProtocol(Protocol):
         session = self.session
         self._reply()
         unfinished, held = session.unfinished, session.held
-        if unfinished and not (self._choked or held) and self._next_turn is None:
+        if session.job is not None:
+            if not self._warming:
+                self._warming = True
+                self.factory.warmer.bring(session.job, self.warmed)
+        elif unfinished and not (self._choked or held) and self._next_turn is None:
             # A long list is made a part at a time, a long pipeline executed so; in between it is the others' turn.
             self._next_turn = self.factory.reactor.callLater(0, self._take_turn)
         if unfinished != self._stalled:
@@ -160,11 +176,13 @@ class TextFactory(Factory):
         self.max_connections = max_connections
         self.idle_timeout = idle_timeout
         self.connections = set()
+        self.residency = Residency()
+        self.warmer = Warmer(reactor)
         self._row = command_rows(metrics)
         self._drained = None
 
     def new_session(self):
-        return Session(self.store, self.metrics, self._row, self.dialect, self.max_value_size)
+        return Session(self.store, self.metrics, self._row, self.dialect, self.max_value_size, self.residency)
 
     def buildProtocol(self, addr):
         if len(self.connections) >= self.max_connections:

@@ -18,6 +18,7 @@ from kvcore.types cimport Slice, uint8_t
 from kvnet.commands.text cimport TEXT_COMMANDS
 from kvnet.context cimport Context
 from kvnet.metrics cimport OUTCOMES, Metrics
+from kvnet.residency cimport Residency
 from kvnet.textwire cimport Framer
 
 
@@ -33,6 +34,7 @@ cdef struct Moment:
 cdef class Session:
     cdef Context context
     cdef Metrics metrics
+    cdef Residency residency
     cdef int row                # of the first command in the metrics
     cdef ByteBuf input          # what is not executed yet
     cdef ByteBuf writes         # of size_t: where in out the replies of successful writes begin
@@ -42,6 +44,7 @@ cdef class Session:
     cdef uint64_t taken         # bytes of replies that have gone out of `out`
     cdef bint stopped           # the last run ended before its input: enough replies wait, or its time was over
     cdef size_t ahead           # in the input: up to where the store knows what is coming
+    cdef bint warmed            # what the next command reads was brought into memory
     cdef uint32_t steps         # commands since the clock was looked at
     cdef double deadline        # when this run gives way to other clients
     cdef bint ended             # the client will send no more

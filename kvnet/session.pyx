@@ -2,12 +2,13 @@ from libc.string cimport memchr, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_discard, bytebuf_reserve, bytebuf_swap, bytebuf_truncate
-from kvcore.store cimport STORE_AHEAD, Store, store_expect, store_flush, store_flushes, store_pending
+from kvcore.store cimport STORE_AHEAD, Store, store_expect, store_flush, store_flushes, store_pending, store_warm
 from kvcore.types cimport Slice, slice_of
 from kvnet.commands.text cimport (
     FLAG_WRITES, text_commands, text_fail, text_find, text_list_more)
 from kvnet.context cimport CHALLENGE, ESCABELO, LF
 from kvnet.metrics cimport OUTCOME_ERROR, OUTCOME_OK, Outcome, histogram_add
+from kvnet.residency cimport Residency, residency_doubted, residency_ran, residency_renew
 from kvnet.textwire cimport (
     FRAME_LINE, FRAME_MORE, FRAME_SKIPPED, Arguments, Frame, text_arguments, text_frame, text_key, text_limit,
     text_word)
@@ -50,17 +51,18 @@ cdef double clock() noexcept nogil:
 
 cdef class Session:
     """One connection's commands and replies. store: kvcore.Store; metrics: Metrics; row: of command_rows();
-    dialect: one of DIALECTS; max_value_size: bytes.
+    dialect: one of DIALECTS; max_value_size: bytes; residency: Residency, or None for one of its own.
     """
 
     def __cinit__(self, Store store not None, Metrics metrics not None, int row, dialect="challenge",
-                  size_t max_value_size=64 << 20):
+                  size_t max_value_size=64 << 20, Residency residency=None):
         self.context = Context()
         self.context.store = store
         self.context.metrics = metrics
         self.context.dialect = DIALECTS[dialect]
         self.context.out = ByteBuf()
         self.metrics = metrics
+        self.residency = Residency() if residency is None else residency
         self.row = row
         self.input = ByteBuf()
         self.writes = ByteBuf()
@@ -73,6 +75,8 @@ cdef class Session:
     def resume(self):
         """Go on with what waits, as far as the replies not yet taken allow."""
         cdef ByteBuf rest
+        if self.context.job is not None:
+            return
         run(self, self.input.data, self.input.len)
         bytebuf_discard(self.input, self.now.position)
         if self.input.len == 0:
@@ -92,6 +96,15 @@ cdef class Session:
     def unfinished(self):
         """Whether resume() has something to do once replies have been taken (bool)."""
         return self.stopped
+
+    @property
+    def job(self):
+        """What reads from the disk, on any thread, what the next command needs; None: nothing has to be. Then warm()."""
+        return self.context.job
+
+    def warm(self):
+        """The job has been run: resume() may go on."""
+        self.context.job = None
 
     @property
     def held(self):
@@ -119,7 +132,7 @@ cdef class Session:
         self.ready = self.context.out.len if done == n else places[0]
         if done == n:
             bytebuf_clear(self.writes, KEPT)
-            observe(self)
+            observe(self, clock())
 
     def fail(self, reason):
         """The sync failed: the held writes answer an error after all (reason: str). What else was held may go out."""
@@ -136,7 +149,7 @@ cdef class Session:
         bytebuf_append(out, old.data + done, old.len - done)
         bytebuf_clear(self.writes, KEPT)
         self.ready = out.len
-        observe(self)
+        observe(self, clock())
 
 
 cdef int feed(Session s, const uint8_t* data, size_t n) except -1:
@@ -207,9 +220,13 @@ cdef int run(Session s, const uint8_t* data, size_t n) except -1:
     memset(s.now.counts, 0, sizeof(s.now.counts))
     s.safe = s.now
     c.refusing = None
+    c.doubt = residency_doubted(s.residency, started)
     while step(s, data, n) or not settle(s):
         pass
-    s.stopped = c.cursor is not None or c.out.len >= REPLIES_AT or s.deadline == 0
+    s.stopped = c.cursor is not None or c.out.len >= REPLIES_AT or s.deadline == 0 or c.job is not None
+    if c.job is not None:
+        s.metrics.cold_waits += 1
+        residency_renew(s.residency, started)
     count(s, started)
     return 0
 
@@ -243,6 +260,9 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
         frame = FRAME_LINE
     if frame == FRAME_LINE:
         execute(s, line, used)
+        if c.job is not None:
+            bring_ahead(s, data, n)
+            return False
     else:
         s.now.position += used
         if frame != FRAME_MORE and frame != FRAME_SKIPPED:
@@ -256,19 +276,48 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
 # this way it is waited for all of them at once.
 cdef void look_ahead(Session s, const uint8_t* data, size_t n) noexcept:
     cdef Slice[STORE_AHEAD] keys
-    cdef size_t count = 0, most = min(n, s.now.position + ROOM)
-    cdef const uint8_t* end
+    cdef size_t count
     s.ahead = s.now.position
-    while count < STORE_AHEAD and s.ahead < most:
-        end = <const uint8_t*>memchr(data + s.ahead, 13, most - s.ahead)
-        if end == NULL:
-            s.ahead = n
-            break
-        keys[count] = text_key(slice_of(data + s.ahead, end - (data + s.ahead)))
-        count += keys[count].len > 0
-        s.ahead = end + 1 - data
+    count = coming_keys(data, n, &s.ahead, keys)
     if count > 1:
         store_expect(s.context.store, keys, count)
+
+
+# Find the keys of the commands from *at on, STORE_AHEAD at most; *at moves behind them. How many there are.
+cdef size_t coming_keys(const uint8_t* data, size_t n, size_t* at, Slice* keys) noexcept:
+    cdef size_t count = 0, most = min(n, at[0] + ROOM)
+    cdef const uint8_t* end
+    while count < STORE_AHEAD and at[0] < most:
+        end = <const uint8_t*>memchr(data + at[0], 13, most - at[0])
+        if end == NULL:
+            at[0] = n
+            break
+        keys[count] = text_key(slice_of(data + at[0], end - (data + at[0])))
+        count += keys[count].len > 0
+        at[0] = end + 1 - data
+    return count
+
+
+# Does the command have to wait for the disk? Asked once: were memory so short that what has been read is gone again, it
+# might wait for ever.
+cdef bint must_wait(Session s, int row, const Arguments* a) except -1:
+    if s.warmed or text_commands[row].warm == NULL:
+        s.warmed = False
+        return False
+    text_commands[row].warm(s.context, a)
+    s.warmed = s.context.job is not None
+    return s.warmed
+
+
+# The command at now.position waits for the disk: what those behind it need is read at the same time.
+cdef int bring_ahead(Session s, const uint8_t* data, size_t n) except -1:
+    cdef Context c = s.context
+    cdef Slice[STORE_AHEAD] keys
+    cdef size_t at = s.now.position, i
+    s.now.framer.after_return = False       # it will be framed again
+    for i in range(1, coming_keys(data, n, &at, keys)):
+        c.job = store_warm(c.store, keys[i], True, c.job)
+    return 0
 
 
 # Is it the turn of other clients? A deadline that has passed becomes 0.
@@ -295,6 +344,8 @@ cdef int execute(Session s, Slice line, size_t used) except -1:
         pending = store_pending(c.store)
         flushes = store_flushes(c.store)
         try:
+            if c.doubt and must_wait(s, row, &a):
+                return 0
             outcome = text_commands[row].run(c, &a)
         except (KVError, MemoryError) as error:
             if store_pending(c.store) < pending and store_flushes(c.store) == flushes:
@@ -334,6 +385,8 @@ cdef int go_back(Session s, object error) except -1:
     bytebuf_truncate(s.context.out, s.now.reply)
     bytebuf_truncate(s.writes, s.now.writes)
     s.context.cursor = None
+    s.context.job = None
+    s.warmed = False
     s.context.refusing = str(error)
     s.deadline = clock() + TURN     # or it might come no further than this, turn after turn
     return 0
@@ -342,7 +395,9 @@ cdef int go_back(Session s, object error) except -1:
 # Enter the run's commands into the metrics, and decide which of its replies may go out.
 cdef int count(Session s, double started) except -1:
     cdef ByteBuf out = s.context.out
+    cdef double now = clock()
     cdef int row, outcome
+    residency_ran(s.residency, started, now)
     if s.held_since == 0:
         s.held_since = started
     for row in range(TEXT_COMMANDS + 1):
@@ -351,14 +406,14 @@ cdef int count(Session s, double started) except -1:
             s.held_counts[row] += s.now.counts[row][outcome]
     if s.writes.len == 0:
         s.ready = out.len
-        observe(s)
+        observe(s, now)
     elif s.ready < (<size_t*>s.writes.data)[0]:
         s.ready = (<size_t*>s.writes.data)[0]
     return 0
 
 
-cdef int observe(Session s) except -1:
-    cdef double seconds = clock() - s.held_since
+cdef int observe(Session s, double now) except -1:
+    cdef double seconds = now - s.held_since
     cdef int row
     for row in range(TEXT_COMMANDS + 1):
         if s.held_counts[row]:

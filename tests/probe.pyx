@@ -215,6 +215,45 @@ cdef int hooked_lock(void* ctx, int fd) noexcept nogil:
         return <int>said if said <= 0 else (<HookedFiles>ctx).real.lock(ctx, fd)
 
 
+cdef class ColdFiles(Files):
+    """A file table that says which mapped pages are in memory: none after chill(), then those that were fetched.
+
+    asked, fetched: how often it was asked, and told to fetch (int). forgets: what is fetched is gone at once (bool).
+    """
+
+    cdef set pages
+    cdef readonly int asked
+    cdef readonly int fetched
+    cdef public bint forgets
+
+    def __cinit__(self):
+        self.ctx = <void*>self
+        self.call.resident = cold_resident
+        self.call.fetch = cold_fetch
+
+    def chill(self):
+        self.pages = set()
+
+
+cdef range pages_of(const uint8_t* address, size_t n):
+    return range(<size_t>address // 4096, (<size_t>address + n + 4095) // 4096)
+
+
+cdef int cold_resident(void* ctx, const uint8_t* address, size_t n) noexcept nogil:
+    with gil:
+        files = <ColdFiles>ctx
+        files.asked += 1
+        return files.pages is None or files.pages.issuperset(pages_of(address, n))
+
+
+cdef void cold_fetch(void* ctx, const uint8_t* address, size_t n) noexcept nogil:
+    with gil:
+        files = <ColdFiles>ctx
+        files.fetched += 1
+        if files.pages is not None and not files.forgets:
+            files.pages.update(pages_of(address, n))
+
+
 cdef class Calls:
     """The functions of a file table, for Python: results as they are, below zero -errno; pread and list: bytes."""
 

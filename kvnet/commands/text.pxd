@@ -17,6 +17,8 @@ cdef struct TextCommand:
     int flags
     # Append the reply to c.out. Raises KVError or MemoryError; the session turns it into an error reply.
     Outcome (*run)(Context c, const Arguments* a) except? OUTCOME_ERROR
+    # Have c.job read, too, what `run` would wait for the disk for; it stays None when that is nothing. NULL: never anything.
+    int (*warm)(Context c, const Arguments* a) except -1
 
 
 cdef TextCommand[TEXT_COMMANDS] text_commands
@@ -27,5 +29,6 @@ cdef int text_find(Slice word) noexcept nogil
 # Append an error reply.
 cdef int text_fail(Context c, object reason) except -1
 
-# Append more items of the list under way until the reply holds `room` bytes. 1 when the list is at its end.
+# Append more items of the list under way until the reply holds `room` bytes, or the next one has to wait for c.job. 1 when
+# the list is at its end.
 cdef int text_list_more(Context c, size_t room) except -1

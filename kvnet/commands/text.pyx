@@ -1,7 +1,8 @@
 from libc.string cimport memchr, memcmp
 
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_truncate
-from kvcore.store cimport store_delete, store_get, store_next, store_put, store_scan
+from kvcore.store cimport (
+    store_delete, store_get, store_next, store_put, store_scan, store_warm, store_warm_next, store_warm_scan)
 from kvcore.types cimport slice_of
 from kvnet.context cimport ESCABELO, LF
 from kvnet.metrics cimport OUTCOME_MISS, OUTCOME_OK
@@ -90,6 +91,10 @@ cdef Outcome begin_list(Context c, Slice prefix, bint values) except? OUTCOME_ER
 cdef int text_list_more(Context c, size_t room) except -1:
     cdef int more
     while c.out.len < room:
+        if c.doubt:
+            c.job = store_warm_next(c.cursor, c.list_values)
+            if c.job is not None:
+                return 0
         bytebuf_clear(item, ITEM_KEPT)
         try:
             more = store_next(c.store, c.cursor, None if c.list_values else item, item if c.list_values else None)
@@ -118,6 +123,26 @@ cdef int join(Context c) except -1:
     return 0
 
 
+cdef int warm_value(Context c, const Arguments* a) except -1:
+    c.job = store_warm(c.store, a.key, True, c.job)
+    return 0
+
+
+cdef int warm_key(Context c, const Arguments* a) except -1:
+    c.job = store_warm(c.store, a.key, False, c.job)
+    return 0
+
+
+cdef int warm_keys(Context c, const Arguments* a) except -1:
+    c.job = store_warm_scan(c.store, slice_of(NULL, 0), False)
+    return 0
+
+
+cdef int warm_reads(Context c, const Arguments* a) except -1:
+    c.job = store_warm_scan(c.store, a.key, True)
+    return 0
+
+
 cdef int text_find(Slice word) noexcept nogil:
     cdef int row
     for row in range(TEXT_COMMANDS):
@@ -127,12 +152,12 @@ cdef int text_find(Slice word) noexcept nogil:
 
 
 text_commands = [
-    TextCommand(b"read", 4, SHAPE_KEY, 0, run_read),
-    TextCommand(b"write", 5, SHAPE_KEY_VALUE, FLAG_WRITES, run_write),
-    TextCommand(b"delete", 6, SHAPE_KEY, FLAG_WRITES, run_delete),
-    TextCommand(b"status", 6, SHAPE_NONE, 0, run_status),
-    TextCommand(b"keys", 4, SHAPE_NONE, 0, run_keys),
-    TextCommand(b"reads", 5, SHAPE_KEY, 0, run_reads),
+    TextCommand(b"read", 4, SHAPE_KEY, 0, run_read, warm_value),
+    TextCommand(b"write", 5, SHAPE_KEY_VALUE, FLAG_WRITES, run_write, warm_key),
+    TextCommand(b"delete", 6, SHAPE_KEY, FLAG_WRITES, run_delete, warm_key),
+    TextCommand(b"status", 6, SHAPE_NONE, 0, run_status, NULL),
+    TextCommand(b"keys", 4, SHAPE_NONE, 0, run_keys, warm_keys),
+    TextCommand(b"reads", 5, SHAPE_KEY, 0, run_reads, warm_reads),
 ]
 
 # (name, what follows it) of every command, for docs and tests.
