@@ -32,6 +32,15 @@ class SystemCase(SynchronousTestCase):
         self.addCleanup(client.close)
         return daemon, client
 
+    def attach(self, device):
+        """Mount a disk.Disk, if the machine can."""
+        self.addCleanup(device.detach)
+        try:
+            device.attach()
+        except subprocess.CalledProcessError as error:
+            self.skipTest(f"{error.cmd[0]} does not work here: {error.stdout.strip()}")
+        return device
+
     def page(self, daemon, name):
         """(status, text) of a page of the monitoring port."""
         host, port = daemon.addresses["metrics"][0]
@@ -70,12 +79,7 @@ class FailingDiskTest(SystemCase):
 
     def setUp(self):
         super().setUp()
-        self.disk = disk.FailingDisk(self.directory)
-        self.addCleanup(self.disk.detach)
-        try:
-            self.disk.attach()
-        except subprocess.CalledProcessError as error:
-            self.skipTest(f"{error.cmd[0]} does not work here: {error.stdout.strip()}")
+        self.disk = self.attach(disk.FailingDisk(self.directory))
 
     def serve(self):
         return self.start(f"--data-dir={self.disk.mounted}/data", "--fsync=always", "--segment-size=1MiB")
@@ -106,6 +110,67 @@ class FailingDiskTest(SystemCase):
         self.assertEqual(daemon.stop()[0], 0)
         daemon, client = self.serve()
         self.assertContents(client, contents)
+        self.assertEqual(daemon.stop()[0], 0)
+
+
+class PausedDiskTest(SystemCase):
+    """A disk that does not answer: who needs what is on it waits, the others do not."""
+
+    skip = disk.missing()
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.attach(disk.PausingDisk(self.directory))
+
+    def serve(self):
+        return self.start(f"--data-dir={self.disk.mounted}/data", "--fsync=no", "--segment-size=1MiB")
+
+    def ask(self, daemon, said):
+        connection = socket.create_connection(("127.0.0.1", daemon.port), timeout=PATIENCE)
+        self.addCleanup(connection.close)
+        connection.sendall(said)
+        return connection
+
+    def answers(self, connection, count):
+        """The next `count` replies."""
+        received = b""
+        while received.count(b"\r") < count:
+            part = connection.recv(1 << 20)
+            self.assertTrue(part, received[:100])
+            received += part
+        return received
+
+    def test_others_are_served_while_the_disk_is_read(self):
+        daemon, client = self.serve()
+        contents = {b"key%04d" % i: os.urandom(2000).hex().encode() for i in range(2000)}
+        client.write(b"hot", b"1")
+        for key, value in contents.items():
+            client.write(key, value)
+        self.assertEqual(daemon.stop()[0], 0)
+        # Nothing of it is in memory then.
+        self.disk.detach()
+        self.disk.attach()
+        daemon, client = self.serve()
+        # The first one that waits is noticed by its waiting, and holds the others up.
+        for key in (b"key0000", b"key0500"):
+            self.assertEqual(client.read(key), contents[key])
+        self.assertEqual(client.read(b"hot"), b"1")
+        self.disk.pause()
+        self.addCleanup(self.disk.resume)  # before the server is killed: it might not end
+        reader = self.ask(daemon, b"read hot\rread key1500\rread hot\rread key1000\r")
+        lister = self.ask(daemon, b"reads key12\rstatus\r")
+        self.assertEqual(self.answers(reader, 1), b"1\r")
+        for _ in range(100):
+            self.assertEqual(client.read(b"hot"), b"1")
+        self.assertEqual(client.status(), "well going our operation")
+        self.assertEqual(select.select([reader, lister], [], [], 0)[0], [])
+        self.disk.resume()
+        self.assertEqual(self.answers(reader, 3), b"%s\r1\r%s\r" % (contents[b"key1500"], contents[b"key1000"]))
+        self.assertEqual(
+            self.answers(lister, 101),
+            b"".join(value + b"\r" for key, value in contents.items() if key.startswith(b"key12")) + STATUS)
+        text = self.page(daemon, "metrics")[1]
+        self.assertGreaterEqual(float(re.search(r"^kvstore_cold_waits_total (\S+)$", text, re.MULTILINE)[1]), 3)
         self.assertEqual(daemon.stop()[0], 0)
 
 

@@ -1,6 +1,6 @@
-"""A disk that really fails: an ext4 on a block device whose writes answer EIO when they are told to.
+"""A disk that really fails, or does not answer: an ext4 on a block device whose requests do so when they are told to.
 
-    image file <- nbdkit, its error filter <- nbdfuse <- loop device <- ext4
+    image file <- nbdkit, its filter <- nbdfuse <- loop device <- ext4
 
 The image holds what reached the disk, whatever any cache says.
 """
@@ -8,7 +8,9 @@ The image holds what reached the disk, whatever any cache says.
 import os
 import select
 import shutil
+import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 SIZE = 64 << 20
@@ -33,8 +35,8 @@ def run(*words):
     return subprocess.run(words, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout.strip()
 
 
-class FailingDisk:
-    """A file system at `mounted` (Path), made in the empty `directory` (Path).
+class Disk:
+    """A file system at `mounted` (Path), made in the empty `directory` (Path); `filter` is one of nbdkit's.
 
     Raises subprocess.CalledProcessError, whose stdout says what did not work.
     """
@@ -42,7 +44,6 @@ class FailingDisk:
     def __init__(self, directory):
         self.mounted = directory / "mounted"
         self._image = directory / "image"
-        self._trigger = directory / "fails"
         self._fuse = directory / "fuse"
         self._server = None
         self._loop = None
@@ -53,23 +54,21 @@ class FailingDisk:
             f.truncate(SIZE)
         run("mkfs.ext4", "-q", str(self._image))
 
+    filter = None
+
+    def filter_options(self):
+        """What the filter has to be told (list of str)."""
+        return []
+
     def attach(self):
-        """Mount it so that it can fail."""
+        """Mount it so that the filter decides what happens."""
         self._server = subprocess.Popen(
-            ["nbdfuse", self._fuse, "[", "nbdkit", "--exit-with-parent", "--filter=error", "file", self._image, "error=EIO",
-             "error-pwrite-rate=100%", "error-zero-rate=100%", "error-trim-rate=100%", f"error-file={self._trigger}", "]"],
+            ["nbdfuse", self._fuse, "[", "nbdkit", "--exit-with-parent", f"--filter={self.filter}", "file", self._image,
+             *self.filter_options(), "]"],
             stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_for_mount(self._fuse)
         self._loop = run("losetup", "--find", "--show", str(self._fuse / "nbd"))
         self._mount(self._loop)
-
-    def fail(self):
-        """From now on nothing can be written."""
-        self._trigger.touch()
-
-    def mend(self):
-        """From now on it works again."""
-        self._trigger.unlink()
 
     def attach_image(self):
         """Mount what reached the disk, with no cache in between."""
@@ -92,6 +91,76 @@ class FailingDisk:
     def _mount(self, device):
         run("mount", str(device), str(self.mounted))
         self._is_mounted = True
+
+
+class FailingDisk(Disk):
+    """One whose writes can fail."""
+
+    filter = "error"
+
+    def __init__(self, directory):
+        self._trigger = directory / "fails"
+        super().__init__(directory)
+
+    def filter_options(self):
+        """As in Disk."""
+        return ["error=EIO", "error-pwrite-rate=100%", "error-zero-rate=100%", "error-trim-rate=100%",
+                f"error-file={self._trigger}"]
+
+    def fail(self):
+        """From now on nothing can be written."""
+        self._trigger.touch()
+
+    def mend(self):
+        """From now on it works again."""
+        self._trigger.unlink()
+
+
+class PausingDisk(Disk):
+    """One that can keep everybody waiting."""
+
+    filter = "pause"
+
+    _place = _control = None
+
+    def attach(self):
+        """As in Disk."""
+        # The name of a socket is 107 bytes at most: not the test's own directory.
+        self._place = tempfile.mkdtemp()
+        super().attach()
+
+    def filter_options(self):
+        """As in Disk."""
+        return [f"pause-control={self._place}/control"]
+
+    def pause(self):
+        """From now on no request is answered."""
+        self._tell(b"p")
+
+    def resume(self):
+        """Answer those that wait, and the next ones."""
+        self._tell(b"r")
+
+    def detach(self):
+        """As in Disk."""
+        if self._control is not None:
+            self.resume()
+            self._control.close()
+            self._control = None
+        super().detach()
+        if self._place is not None:
+            shutil.rmtree(self._place)
+            self._place = None
+
+    def _tell(self, letter):
+        if self._control is None:
+            self._control = socket.socket(socket.AF_UNIX)
+            self._control.settimeout(PATIENCE_MS / 1000)
+            self._control.connect(f"{self._place}/control")
+        self._control.sendall(letter)
+        answer = self._control.recv(1)
+        if answer != letter.upper():
+            raise AssertionError(f"nbdkit answers {answer!r}")
 
 
 def wait_for_mount(path):
