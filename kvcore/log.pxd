@@ -54,6 +54,7 @@ cdef class Log:
     cdef uint64_t marked_total
     cdef bint mark_due
     cdef bint no_fallocate
+    cdef bint synced_each               # a sync follows each flush: space is taken ahead in the way that shortens it
     cdef uint64_t reserve               # bytes of the reserve on the disk
     cdef bint short_of_space            # some was given up, or could not be had: what is left is for making room
     cdef int64_t reserve_tried_at       # clock

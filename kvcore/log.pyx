@@ -39,6 +39,7 @@ cdef enum:
     RESERVE_MS = 1000               # between looks whether there is space again
 
 RESERVE_NAME = b"RESERVE"
+cdef uint8_t[1 << 16] zeros
 
 NO_SPACE = (ENOSPC, EDQUOT, EFBIG)
 # What is not the disk's fault and passes: nothing is lost by trying again.
@@ -137,10 +138,15 @@ cdef void take_ahead(Log log, uint64_t end) noexcept:
     cdef uint64_t step = min(<uint64_t>STEP_LARGEST, log.flushed_total // AHEAD) & ~<uint64_t>(STEP_SMALLEST - 1)
     cdef uint64_t target = min(end + step, max(log.segment_size, end))
     cdef int result
-    if log.no_fallocate or step == 0 or end <= log.active.allocated:
+    if step == 0 or end <= log.active.allocated:
         return
-    result = log.files.call.fallocate(
-        log.files.ctx, log.active.fd, log.active.allocated, target - log.active.allocated)
+    if log.synced_each:
+        result = write_zeros(log, target)
+    elif log.no_fallocate:
+        return
+    else:
+        result = log.files.call.fallocate(
+            log.files.ctx, log.active.fd, log.active.allocated, target - log.active.allocated)
     if result == 0:
         log.active.allocated = target
     elif result in (-EOPNOTSUPP, -ENOSYS, -EINVAL):
@@ -148,10 +154,24 @@ cdef void take_ahead(Log log, uint64_t end) noexcept:
     # Any other refusal (no space for the step) is no loss: the write itself decides.
 
 
+# The longer way of taking space: the file system has nothing left to note about these blocks when they are written again.
+cdef int write_zeros(Log log, uint64_t end) noexcept:
+    cdef uint64_t start = log.active.allocated
+    cdef size_t n
+    cdef int result = 0
+    while start < end and result == 0:
+        n = min(end - start, sizeof(zeros))
+        result = files_write(log.files, log.active.fd, zeros, n, start)
+        start += n
+    if result < 0:
+        log.files.call.ftruncate(log.files.ctx, log.active.fd, log.active.allocated)
+    return result
+
+
 # Write the buffer into space taken ahead, if it is small and there is some. False: it is still to be written.
 cdef bint store_ahead(Log log, uint64_t end) noexcept:
     cdef Segment active = log.active
-    if log.buf.len > STORED or end > active.allocated:
+    if log.buf.len > STORED or end > active.allocated or log.synced_each:
         return False
     if segment_store(active, log.buf.data, log.buf.len, active.flushed, log.segment_size):
         return True

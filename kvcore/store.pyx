@@ -62,6 +62,7 @@ cdef class Store:
         cdef Recovered opened = recover(
             files or Files(), os.path.abspath(os.fsencode(path)), segment_size, executor or self.worker.submit)
         self.log = opened.log
+        self.log.synced_each = fsync == "always"
         self.index = opened.index
         self.deadlines = opened.deadlines
         self.recovery = opened.report

@@ -32,7 +32,7 @@ class Commit:
         self._reactor = reactor
         self._always = store.fsync == "always"
         self.holding = self._always
-        self._waiting = {}  # protocol -> mark of its session, for the next sync
+        self._waiting = {}  # waiter -> the mark of its session that the next sync covers
         self._syncing = False
         self._scheduled = False
         self._idle = None  # Deferred of stop(), while a sync is under way
@@ -55,9 +55,11 @@ class Commit:
         self._idle = Deferred()
         return self._idle
 
-    def wait(self, protocol):
-        """Call protocol.released(mark) when all that its session has answered so far is on the disk, or .failed(reason)."""
-        self._waiting[protocol] = protocol.session.mark
+    def wait(self, waiter, mark):
+        """Call waiter.released(mark) when all that its session answered up to mark is on the disk, or waiter.failed(reason);
+        and waiter.abort() when that raises.
+        """
+        self._waiting[waiter] = mark
         if not self._syncing and not self._scheduled:
             # At the end of this turn of the reactor: what the other connections sent in it joins the group.
             self._scheduled = True
@@ -105,7 +107,7 @@ class Commit:
             log.error("a sync failed, nothing more is written: {reason}", reason=str(error))
             self._fail(group, error)
         else:
-            self._metrics.synced(job.seconds)
+            self._metrics.synced(job.seconds, len(group))
             self._succeed(group)
         if self._idle is not None:
             self._idle.callback(None)
@@ -115,18 +117,18 @@ class Commit:
     def _succeed(self, group):
         self._good_at = self._started_at
         self.holding = self._always
-        for protocol, mark in group.items():
-            self._answer(protocol, protocol.released, mark)
+        for waiter, mark in group.items():
+            self._answer(waiter, waiter.released, mark)
 
     def _fail(self, group, error):
         joined, self._waiting = self._waiting, {}
-        for protocol in {**group, **joined}:
-            self._answer(protocol, protocol.failed, str(error))
+        for waiter in {**group, **joined}:
+            self._answer(waiter, waiter.failed, str(error))
 
-    def _answer(self, protocol, how, what):
+    def _answer(self, waiter, how, what):
         try:
             how(what)
         except Exception:
             # One connection's trouble is not that of the others in the group.
             log.failure("a connection could not be answered after a sync")
-            protocol.transport.abortConnection()
+            waiter.abort()

@@ -18,7 +18,7 @@ cdef enum Outcome:
 
 # Counts per bucket, not cumulative; the last one is above all bounds.
 cdef struct Histogram:
-    const double* bounds        # upper bounds in seconds
+    const double* bounds        # upper bounds
     int buckets                 # how many bounds
     uint64_t counts[MAX_BUCKETS]
     double sum
@@ -29,6 +29,7 @@ cdef class Metrics:
     cdef uint64_t outcomes[MAX_COMMANDS][OUTCOMES]
     cdef Histogram seconds[MAX_COMMANDS]
     cdef Histogram sync_seconds
+    cdef Histogram group_sizes                      # connections that waited for a sync
     cdef public uint64_t sync_failures
     cdef public double sync_good_at                 # unix time of the last good one
     cdef public uint64_t connections_opened
@@ -44,5 +45,5 @@ cdef class Metrics:
     cdef public uint64_t sent_bytes
 
 
-# n events that took `seconds` each.
-cdef void histogram_add(Histogram* h, double seconds, uint64_t n) noexcept
+# n events of this value each.
+cdef void histogram_add(Histogram* h, double value, uint64_t n) noexcept

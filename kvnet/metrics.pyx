@@ -7,17 +7,18 @@ import kvcore
 cdef double[18] COMMAND_BOUNDS = [
     1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]
 cdef double[17] SYNC_BOUNDS = [64e-6 * 2 ** i for i in range(17)]
+cdef double[11] GROUP_BOUNDS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000]
 
 OUTCOME_NAMES = ("ok", "miss", "error")
 STATES = ("ok", "full", "read-only")
 
 
-cdef void histogram_add(Histogram* h, double seconds, uint64_t n) noexcept:
+cdef void histogram_add(Histogram* h, double value, uint64_t n) noexcept:
     cdef int i = 0
-    while i < h.buckets and seconds > h.bounds[i]:
+    while i < h.buckets and value > h.bounds[i]:
         i += 1
     h.counts[i] += n
-    h.sum += seconds * n
+    h.sum += value * n
 
 
 cdef tuple histogram_samples(Histogram* h):
@@ -38,6 +39,8 @@ cdef class Metrics:
         self.commands = []
         self.sync_seconds.bounds = SYNC_BOUNDS
         self.sync_seconds.buckets = 17
+        self.group_sizes.bounds = GROUP_BOUNDS
+        self.group_sizes.buckets = 11
 
     def add_commands(self, protocol, names):
         """Make rows for the commands `names` (str) of a front end; return the number of the first row (int)."""
@@ -58,9 +61,11 @@ cdef class Metrics:
         """How often `command` ran, whatever came of it (int)."""
         return sum(self.count(protocol, command, outcome) for outcome in OUTCOME_NAMES)
 
-    def synced(self, seconds):
-        """Note a sync that succeeded and took `seconds` (float)."""
+    def synced(self, seconds, group):
+        """Note a sync that succeeded, took `seconds` (float) and was waited for by `group` (int) connections."""
         histogram_add(&self.sync_seconds, seconds, 1)
+        if group:
+            histogram_add(&self.group_sizes, group, 1)
         self.sync_good_at = time.time()
 
 
@@ -96,6 +101,9 @@ def server_families(Metrics m not None):
     buckets, total = histogram_samples(&m.sync_seconds)
     yield HistogramMetricFamily(
         "kvstore_fsync_seconds", "Duration of fdatasync of the log, in seconds.", buckets=buckets, sum_value=total)
+    buckets, total = histogram_samples(&m.group_sizes)
+    yield HistogramMetricFamily(
+        "kvstore_commit_group_size", "Connections whose replies waited for the same sync.", buckets=buckets, sum_value=total)
     yield CounterMetricFamily("kvstore_fsync_failures", "Syncs of the log that failed.", m.sync_failures)
     yield GaugeMetricFamily(
         "kvstore_last_fsync_timestamp_seconds", "Unix time of the last good sync; 0: none yet.", m.sync_good_at)

@@ -1,5 +1,6 @@
 """What belongs to the process and not to the services in it: signals, and how a start that failed is told."""
 
+import gc
 import math
 import os
 import resource
@@ -22,7 +23,14 @@ class StartError(Exception):
 def take_over(reactor, daemonize: bool) -> None:
     """Make the process that of a server. Called once, before twistd becomes a daemon."""
     _stop_on_signals(reactor)
+    reactor.callWhenRunning(_settle_memory)
     _report_start_errors(_DaemonReport.install(reactor) if daemonize else None)
+
+
+def _settle_memory() -> None:
+    """What there is now stays: the garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def raise_descriptor_limit(clients: int) -> None:

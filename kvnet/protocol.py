@@ -81,6 +81,10 @@ class TextProtocol(Protocol):
         self.session.fail(reason)
         self.proceed()
 
+    def abort(self):
+        """Cut the connection. Called by Commit."""
+        self.transport.abortConnection()
+
     def warmed(self):
         """What the next command needs is in memory. Called by Warmer."""
         self._warming = False
@@ -127,7 +131,7 @@ class TextProtocol(Protocol):
             self._stalled = unfinished
             self._read_or_not()
         if held:
-            self.factory.commit.wait(self)
+            self.factory.commit.wait(self, session.mark)
         elif self._closing and not unfinished:
             self.transport.unregisterProducer()
             self.transport.loseConnection()

@@ -63,6 +63,13 @@ cdef int session_received(Session s, size_t n) except -1
 cdef inline bint session_held(Session s) noexcept:
     return s.ready < s.context.out.len
 
+# The position behind the last reply, in bytes since the session began.
+cdef inline uint64_t session_mark(Session s) noexcept:
+    return s.taken + s.context.out.len
+
+# A sync covers all replies up to `mark`: they may go out, and what is held behind them without a write, too.
+cdef int session_release(Session s, uint64_t mark) except -1
+
 # The replies that may go out. The bytes live until the next call of this session.
 cdef Slice session_ready(Session s) noexcept
 

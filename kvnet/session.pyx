@@ -124,15 +124,7 @@ cdef class Session:
 
     def release(self, uint64_t mark):
         """A sync covers all replies up to `mark`: they may go out, and what is held behind them without a write, too."""
-        cdef size_t* places = <size_t*>self.writes.data
-        cdef size_t done = 0, n = self.writes.len // sizeof(size_t)
-        while done < n and self.taken + places[done] < mark:
-            done += 1
-        bytebuf_discard(self.writes, done * sizeof(size_t))
-        self.ready = self.context.out.len if done == n else places[0]
-        if done == n:
-            bytebuf_clear(self.writes, KEPT)
-            observe(self, clock())
+        session_release(self, mark)
 
     def fail(self, reason):
         """The sync failed: the held writes answer an error after all (reason: str). What else was held may go out."""
@@ -179,6 +171,19 @@ cdef int session_received(Session s, size_t n) except -1:
     s.metrics.received_bytes += n
     s.input.len += n
     s.resume()
+    return 0
+
+
+cdef int session_release(Session s, uint64_t mark) except -1:
+    cdef size_t* places = <size_t*>s.writes.data
+    cdef size_t done = 0, n = s.writes.len // sizeof(size_t)
+    while done < n and s.taken + places[done] < mark:
+        done += 1
+    bytebuf_discard(s.writes, done * sizeof(size_t))
+    s.ready = s.context.out.len if done == n else places[0]
+    if done == n:
+        bytebuf_clear(s.writes, KEPT)
+        observe(s, clock())
     return 0
 
 

@@ -11,8 +11,11 @@ from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport strerror
 from posix.unistd cimport close
 
+from libc.stdint cimport uint64_t
+
 from kvcore.types cimport Slice, uint8_t, uint32_t
-from kvnet.session cimport Session, session_held, session_ready, session_received, session_room, session_sent
+from kvnet.session cimport (
+    Session, session_held, session_mark, session_ready, session_received, session_release, session_room, session_sent)
 
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -56,6 +59,7 @@ cdef class Hub:
     cdef object reactor
     cdef int epoll                  # -1 while there is nothing to watch
     cdef dict pipes                 # descriptor -> Pipe
+    cdef uint64_t turn
 
     def __cinit__(self, reactor):
         self.reactor = reactor
@@ -97,14 +101,22 @@ cdef class Hub:
         """As in IFileDescriptor: the reactor gives up."""
 
     def doRead(self):
-        """Serve the connections that are ready."""
+        """Serve the connections that are ready, and those that become so meanwhile, but none twice."""
         cdef epoll_event[AT_ONCE] events
-        cdef int i, n = epoll_wait(self.epoll, events, AT_ONCE, 0)
-        for i in range(n):
-            # One that was served before it may have ended it.
-            pipe = self.pipes.get(events[i].data.fd)
-            if pipe is not None:
-                serve(pipe)
+        cdef Pipe pipe
+        cdef int i, n, left = AT_ONCE
+        self.turn += 1
+        while left > 0 and self.epoll >= 0:
+            n = epoll_wait(self.epoll, events, left, 0)
+            left = left - n if n > 0 else 0
+            for i in range(n):
+                # One that was served before it may have ended it.
+                pipe = self.pipes.get(events[i].data.fd)
+                if pipe is not None and pipe.turn == self.turn:
+                    left = 0
+                elif pipe is not None:
+                    pipe.turn = self.turn
+                    serve(pipe)
 
 
 # Whatever happens to one connection is not the others' trouble.
@@ -134,6 +146,7 @@ cdef class Pipe:
     cdef object commit
     cdef Session session
     cdef int fd                     # -1 when nothing may be sent any more
+    cdef uint64_t turn              # of the hub: the last in which this was served
     cdef bint timed
     cdef public bint buffering      # the transport has replies in its buffer: they go first
 
@@ -159,9 +172,30 @@ cdef class Pipe:
         self.session.hold = self.commit.holding
         session_received(self.session, n)
         reply(self)
-        if self.session.stopped or session_held(self.session):
+        if self.session.stopped:
             self.protocol.proceed()
+        elif session_held(self.session):
+            self.commit.wait(self, session_mark(self.session))
         return None
+
+    def released(self, uint64_t mark):
+        """As of a protocol, but what is still held was announced when it came. Called by Commit."""
+        session_release(self.session, mark)
+        reply(self)
+        if self.session.stopped and self.protocol is not None:
+            self.protocol.proceed()
+
+    def failed(self, reason):
+        """Called by Commit."""
+        self.session.fail(reason)
+        reply(self)
+        if self.session.stopped and self.protocol is not None:
+            self.protocol.proceed()
+
+    def abort(self):
+        """Called by Commit."""
+        if self.transport is not None:
+            self.transport.abortConnection()
 
     def reply(self):
         """Send the replies that may go out."""
