@@ -31,6 +31,7 @@ cdef enum:
     STEP_LARGEST = 1 << 20          # bytes of disk space taken ahead at a time: a fraction of a millisecond
     STEP_SMALLEST = 512
     AHEAD = 64                      # at most one part in so many of what was written
+    PAGE = 4096
     STORED = 1 << 10                # bytes up to which a flush goes through the window: beyond, a system call costs less
     MARK_BYTES = 1 << 20            # at most one mark a MiB ...
     MARK_MS = 1000                  # ... or a second
@@ -168,10 +169,13 @@ cdef int write_zeros(Log log, uint64_t end) noexcept:
     return result
 
 
-# Write the buffer into space taken ahead, if it is small and there is some. False: it is still to be written.
+# Write the buffer into space taken ahead, if it is small and there is some. False: it is still to be written. Who is the
+# first to touch a page pays with a fault that looks as if the disk had been waited for: that is left to a write.
 cdef bint store_ahead(Log log, uint64_t end) noexcept:
     cdef Segment active = log.active
     if log.buf.len > STORED or end > active.allocated or log.synced_each:
+        return False
+    if (active.flushed - 1) // PAGE != (end - 1) // PAGE:
         return False
     if segment_store(active, log.buf.data, log.buf.len, active.flushed, log.segment_size):
         return True

@@ -10,10 +10,12 @@ import sys
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
 
 import kvcore
 from kvcore import manifest
-from tests.support import StoreCase
+from kvcore.crashfs import CrashFiles
+from tests.support import StoreCase, at_once
 
 SMALL = 64 << 10  # the smallest segment size
 
@@ -468,3 +470,19 @@ class BrokenDiskTest(StoreCase):
         self.assertRaises(kvcore.ReadOnlyError, store.sync_job)
         self.assertEqual((store.state, store.get(b"a")), ("read-only", b"1"))
         self.assertRaises(kvcore.ReadOnlyError, store.put, b"b", b"1")
+
+
+class WindowTest(SynchronousTestCase):
+    def test_small_flushes_are_stored_but_for_the_first_of_a_page(self):
+        """Whoever is the first to touch a mapped page waits for it as for the disk."""
+        files = CrashFiles()
+        store = kvcore.open("/store", fsync="no", files=files, executor=at_once)
+        for i in range(300):
+            store.put(b"k%d" % i, b"v" * 1000)
+        before = dict(files.calls)
+        for i in range(300):
+            store.put(b"k%04d" % i, b"v" * 75)  # 100 bytes
+        made = {call: files.calls[call] - before.get(call, 0) for call in ("store", "pwrite")}
+        store.close()
+        self.assertEqual(sum(made.values()), 300)
+        self.assertLess(made["pwrite"], 300 * 100 / 4096 + 10)
