@@ -427,7 +427,7 @@ class ListenerTest(TransportCase):
     """Which ports lead to the direct path."""
 
     def bind(self, where):
-        self.server = self.serve(str(where).replace("/", "-"))
+        self.server = self.serve(str(where).partition(":")[0])
         listener = Listener(Ports(self.loop, self.server.metrics), "text", where, self.server.factory)
         listener.privilegedStartService()
         self.addCleanup(listener.release)
