@@ -7,10 +7,10 @@ there are none, and less is left lying about.
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from kvcore.errors import KVError
+from kvnet.background import in_background
 
 TICK = 0.5  # seconds between looks at what is due
 QUIET = 5.0  # seconds without a write after which the store counts as idle
@@ -114,7 +114,7 @@ class Maintenance:
             self._failed(error)
             return
         self._running = True
-        done = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), job.run)
+        done = in_background(self._reactor, job.run)
         done.addCallback(lambda _: self._ran(job))
         done.addErrback(lambda failure: self._failed(failure.value))
 

@@ -7,12 +7,12 @@ import contextlib
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import deferLater
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from kvcore.check import damage_lines
 from kvcore.errors import KVError
 from kvcore.scrub import Scrub
+from kvnet.background import in_background
 
 RATE = 8 << 20  # bytes a second
 FIRST = 60.0  # seconds after the start, which has other work
@@ -63,7 +63,7 @@ class Scrubber:
     async def _pass(self):
         self._lines = 0
         for job in self.scrub.steps():
-            await deferToThreadPool(self._reactor, self._reactor.getThreadPool(), job.run)
+            await in_background(self._reactor, job.run)
             job.finish()
             await self._rest(max(0.0, job.bytes / RATE - job.seconds))
             if self._stopped:

@@ -6,12 +6,12 @@ from prometheus_client import CollectorRegistry
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, TimeoutError
 from twisted.internet.protocol import Factory
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 import kvcore
 from kvcore.errors import KVError
+from kvnet.background import in_background
 from kvnet.commit import Commit
 from kvnet.listen import Listener
 from kvnet.maintenance import Maintenance, state_in_words
@@ -162,7 +162,7 @@ class Server(MultiService):
 
     def _execute(self, job) -> None:
         """Background work of the store: job.run() in a worker thread, then job.finish() here."""
-        done = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), job.run)
+        done = in_background(self._reactor, job.run)
         self._jobs.add(done)
         done.addCallback(lambda _: job.finish())
         done.addErrback(_tell)
