@@ -47,7 +47,7 @@ cdef extern from "<sys/socket.h>" nogil:
 
 
 cdef enum:
-    AT_ONCE = 64                    # connections served before the reactor has its turn
+    AT_ONCE = 256                   # connections served before the reactor has its turn
 
 
 cdef class Hub:
