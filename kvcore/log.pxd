@@ -110,8 +110,7 @@ cdef void log_take_back(Log log, size_t size) noexcept
 # Put a mark into the buffer, if one is due.
 cdef int log_mark(Log log) except -1
 
-# Hand the buffer, which must not be empty, to the kernel. Raises StorageError; then the file ends where it did before, and
-# the buffer stands.
+# Hand the buffer to the kernel. Raises StorageError; then the file ends where it did before, and the buffer stands.
 cdef int log_flush(Log log) except -1
 
 # Have the reserve on the disk; log.short_of_space says whether there was no space for it. After a write that found none it

@@ -11,7 +11,7 @@ from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
 from kvcore.files cimport files_check, files_cut, files_open, files_replace, files_write
 from kvcore.order cimport order_build, order_save, order_settle
 from kvcore.record cimport (
-    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
+    COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
     record_of, record_size)
 from kvcore.segment cimport (
     SEGMENT_HEADER, segment_close_window, segment_copy, segment_create, segment_key_equal, segment_map, segment_prefetch,
@@ -232,6 +232,8 @@ cdef int log_flush(Log log) except -1:
     cdef Segment active = log.active
     cdef uint64_t end = active.flushed + log.buf.len
     cdef int result = 0, cut
+    if log.buf.len == 0:
+        return 0
     log_check_writable(log)
     segment_map(active, end)
     take_ahead(log, end)
@@ -511,6 +513,9 @@ cdef int log_publish(Log log, bytes content) except -1:
 cdef int log_copy(Log log, Location at, uint8_t* dst) noexcept:
     cdef Segment segment = log_segment(log, at.segment)
     if segment is log.active and at.offset >= segment.flushed:
+        # Opening sees to it that the index names nothing beyond the log; were that ever wrong, it is an error of one read.
+        if at.offset - segment.flushed + at.length > log.buf.len:
+            return -1
         memcpy(dst, log.buf.data + (at.offset - segment.flushed), at.length)
         return 0
     return segment_copy(segment, at.offset, dst, at.length)
@@ -524,8 +529,12 @@ cdef void log_prefetch(Log log, Location at) noexcept:
 
 cdef int log_key_equal(Log log, Location at, Slice key) noexcept:
     cdef Segment segment = log_segment(log, at.segment)
+    if at.length < RECORD_HEADER:
+        return 0
     if segment is not log.active or at.offset < segment.flushed:
         return segment_key_equal(segment, at.offset, at.length, key.ptr, key.len)
+    if at.offset - segment.flushed + at.length > log.buf.len:
+        return -1
     return kv_key_equal(log.buf.data + (at.offset - segment.flushed), at.length, key.ptr, key.len)
 
 

@@ -4,6 +4,7 @@ import os
 import threading
 
 from twisted.internet import defer
+from twisted.internet.threads import deferToThreadPool
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import TestCase
 
@@ -34,8 +35,8 @@ class PriorityTest(TestCase):
 
     @defer.inlineCallbacks
     def test_who_is_lower_already_stays_so(self):
-        yield in_background(self.reactor, lambda: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15))
-        yield in_background(self.reactor, lambda: None)
+        yield deferToThreadPool(
+            self.reactor, self.pool, lambda: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15))
         found = yield in_background(self.reactor, priority)
         self.assertEqual(found, 15)
 
