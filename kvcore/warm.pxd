@@ -40,6 +40,7 @@ cdef class WarmJob(Job):
     cdef bint values
     cdef bytes lo               # the names are those from here on; None: from `first` of each
     cdef bytes hi               # the first name beyond is read, too; None: there is none
+    cdef readonly bint cold     # something was not in memory; known when it has run
 
 
 # Add what reading `key` has to wait for to `job`, or to a new one when that is None; None when there is nothing. value: the

@@ -62,6 +62,7 @@ cdef WarmJob warm_key(HashIndex index, Log log, Slice key, bint value, WarmJob j
         if entry.at.offset < segment.flushed and not segment_resident(segment, stretch.offset, stretch.length):
             if job is None:
                 job = WarmJob(log)
+                job.cold = True
             stretch.segment = <uint32_t>len(job.segments)
             bytebuf_append(job.stretches, &stretch, sizeof(Stretch))
             job.segments.append(segment)
@@ -84,8 +85,8 @@ cdef int bring_names(WarmJob job, Names names) except -1:
     if job.lo is not None:
         names.first = seek(names, job.lo)
     if job.hi is not None:
-        bring(names, seek(names, job.hi), 2, True)
-    return bring(names, names.first, names.count, job.values)
+        bring(job, names, seek(names, job.hi), 2, True)
+    return bring(job, names, names.first, names.count, job.values)
 
 
 # Bring a file into memory, without the GIL.
@@ -114,8 +115,15 @@ cdef size_t seek(Names names, bytes key) except? 0:
     return place - 1 if place else 0
 
 
+# Begin to read what is not in memory.
+cdef void begin(WarmJob job, Segment segment, uint64_t offset, size_t n) noexcept nogil:
+    if not segment_resident(segment, offset, n):
+        job.cold = True
+        segment_fetch(segment, offset, n)
+
+
 # Read the records of `count` names from the place `first`: their headers and keys, or with `whole` all of them.
-cdef int bring(Names names, size_t first, size_t count, bint whole) except -1:
+cdef int bring(WarmJob job, Names names, size_t first, size_t count, bint whole) except -1:
     cdef uint32_t offsets[PART]
     cdef size_t lengths[PART]
     cdef Segment segment = names.segment
@@ -129,13 +137,13 @@ cdef int bring(Names names, size_t first, size_t count, bint whole) except -1:
                 break
             first += n
             for i in range(n):
-                segment_fetch(segment, offsets[i], min(<size_t>BEGINNING, <size_t>(segment.flushed - offsets[i])))
+                begin(job, segment, offsets[i], min(<size_t>BEGINNING, <size_t>(segment.flushed - offsets[i])))
             for i in range(n):
                 lengths[i] = 0
                 if segment_header(segment, offsets[i], segment.flushed, &r) == 0:
                     lengths[i] = min(r.size if whole else r.size - r.value.len, <size_t>LONGEST)
                 if lengths[i] > BEGINNING:
-                    segment_fetch(segment, offsets[i], lengths[i])
+                    begin(job, segment, offsets[i], lengths[i])
             for i in range(n):
                 segment_await(segment, offsets[i], lengths[i])
     return 0

@@ -104,6 +104,9 @@ cdef class Session:
 
     def warm(self):
         """The job has been run: resume() may go on."""
+        if self.context.job.cold:
+            self.metrics.cold_waits += 1
+            residency_renew(self.residency, clock())
         self.context.job = None
 
     @property
@@ -229,9 +232,6 @@ cdef int run(Session s, const uint8_t* data, size_t n) except -1:
     while step(s, data, n) or not settle(s):
         pass
     s.stopped = c.cursor is not None or c.out.len >= REPLIES_AT or s.deadline == 0 or c.job is not None
-    if c.job is not None:
-        s.metrics.cold_waits += 1
-        residency_renew(s.residency, started)
     count(s, started)
     return 0
 

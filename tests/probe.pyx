@@ -216,7 +216,7 @@ cdef int hooked_lock(void* ctx, int fd) noexcept nogil:
 
 
 cdef class ColdFiles(Files):
-    """A file table that says which mapped pages are in memory: none after chill(), then those that were fetched.
+    """A file table that says which mapped pages are in memory: none after chill(), then those that were fetched; all after warm().
 
     asked, fetched: how often it was asked, and told to fetch (int). forgets: what is fetched is gone at once (bool).
     """
@@ -233,6 +233,9 @@ cdef class ColdFiles(Files):
 
     def chill(self):
         self.pages = set()
+
+    def warm(self):
+        self.pages = None
 
 
 cdef range pages_of(const uint8_t* address, size_t n):
