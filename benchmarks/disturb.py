@@ -5,7 +5,8 @@
 scan asks for all keys, again and again. deaf asks for them a few times and reads nothing. drip sends commands, a byte a
 second. overwrite writes at a fixed rate. Prints a line when it begins; scan also one for every list it has got.
 
-scan only has the time of the processor that nobody else wants: what is measured is the server, not the race of two clients.
+scan and overwrite only have the time of the processor that nobody else wants: what is measured is the server, not the race
+of the clients for their processor.
 """
 
 import os
@@ -19,7 +20,7 @@ LISTS = 16                      # that a deaf client asks for
 
 def scan(protocol, port):
     with talk.connect(port) as connection:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        give_way()
         begun()
         while True:
             talk.exchange(connection, protocol, talk.all_keys(protocol))
@@ -51,8 +52,13 @@ def overwrite(protocol, port, keys, size, rate):
     target = run.Target(talk.HOST, port, protocol)
     plan = run.Plan(clients=4, duration=3600, rate=rate, read_ratio=0)
     sockets = run.connect(target, plan.clients)
+    give_way()
     begun()
     run.measure(target, sockets, plan, Workload(keys, fixed(16, size), "80-20"), lambda *progress: None)
+
+
+def give_way():
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def begun():

@@ -41,8 +41,8 @@ class Sizes:
     pizzaria: int = 20_000
     idle: int = 10_000          # connections
     rest: float = 30.0          # seconds after the overwrites
-    reader_rate: int = 5_000    # reads a second
-    writer_rate: int = 10_000   # overwrites a second
+    reader_rate: int = 2_000    # reads a second; with the overwrites less than one processor of clients can do
+    writer_rate: int = 4_000    # overwrites a second
     redis_requests: int = 60_000        # of redis-benchmark, for each command; 16 times that in a pipeline
 
 

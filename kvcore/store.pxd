@@ -18,7 +18,7 @@ from kvcore.lookup cimport LOOKUP_AHEAD
 from kvcore.owner cimport Owner
 from kvcore.scan cimport Cursor
 from kvcore.types cimport Location, Slice
-from kvcore.warm cimport warm_key, warm_next, warm_scan
+from kvcore.warm cimport warm_faults, warm_key, warm_next, warm_scan
 
 
 cdef enum:
@@ -95,6 +95,10 @@ cdef inline object store_warm(Store s, Slice key, bint value, object job):
 # For store_scan, and the first store_next, with values or without. Never None: nobody knows before the search is done.
 cdef inline object store_warm_scan(Store s, Slice prefix, bint values):
     return None if s.closed else warm_scan(s.log, prefix, values)
+
+# How often this thread has waited for a page that was read from the disk.
+cdef inline long store_faults() noexcept:
+    return warm_faults()
 
 # For the next store_next.
 cdef inline object store_warm_next(object cursor, bint values):

@@ -43,6 +43,9 @@ cdef class WarmJob(Job):
     cdef readonly bint cold     # something was not in memory; known when it has run
 
 
+# How often this thread has waited for a page that was read from the disk.
+cdef long warm_faults() noexcept nogil
+
 # Add what reading `key` has to wait for to `job`, or to a new one when that is None; None when there is nothing. value: the
 # whole record is needed, not only its key.
 cdef WarmJob warm_key(HashIndex index, Log log, Slice key, bint value, WarmJob job)

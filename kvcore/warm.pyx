@@ -21,6 +21,19 @@ cdef enum:
     BEGINNING = 128             # bytes of a record that hold its header and a usual key
 
 
+cdef extern from "<sys/resource.h>" nogil:
+    struct rusage:
+        long ru_majflt
+    int getrusage(int who, rusage* usage)
+    enum: RUSAGE_THREAD
+
+
+cdef long warm_faults() noexcept nogil:
+    cdef rusage usage
+    getrusage(RUSAGE_THREAD, &usage)
+    return usage.ru_majflt
+
+
 cdef class WarmJob(Job):
     def __cinit__(self, log):
         self.segments = []
@@ -41,8 +54,11 @@ cdef class WarmJob(Job):
             segment = <Segment>self.segments[at[i].segment]
             with nogil:
                 segment_await(segment, at[i].offset, at[i].length)
+        faults = warm_faults()
         for names in self.names:
             bring_names(self, names)
+        if warm_faults() != faults:
+            self.cold = True        # what a search needs is read by searching
         return 0
 
 

@@ -7,10 +7,10 @@ there are none, and less is left lying about.
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from kvcore.errors import KVError
-from kvnet.background import in_background
 
 TICK = 0.5  # seconds between looks at what is due
 QUIET = 5.0  # seconds without a write after which the store counts as idle
@@ -30,11 +30,12 @@ def state_in_words(store):
 
 
 class Maintenance:
-    """Looks after one store. store: kvcore.Store; reactor: provides time, threads and callLater."""
+    """Looks after one store. store: kvcore.Store; reactor: provides time and callLater; threads: a pool."""
 
-    def __init__(self, store, reactor):
+    def __init__(self, store, reactor, threads):
         self._store = store
         self._reactor = reactor
+        self._threads = threads
         self._clock = LoopingCall(self._tick)
         self._clock.clock = reactor
         self._steps = None
@@ -114,7 +115,7 @@ class Maintenance:
             self._failed(error)
             return
         self._running = True
-        done = in_background(self._reactor, job.run)
+        done = deferToThreadPool(self._reactor, self._threads, job.run)
         done.addCallback(lambda _: self._ran(job))
         done.addErrback(lambda failure: self._failed(failure.value))
 

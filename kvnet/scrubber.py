@@ -7,12 +7,12 @@ import contextlib
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from kvcore.check import damage_lines
 from kvcore.errors import KVError
 from kvcore.scrub import Scrub
-from kvnet.background import in_background
 
 RATE = 8 << 20  # bytes a second
 FIRST = 60.0  # seconds after the start, which has other work
@@ -25,11 +25,14 @@ log = Logger()
 
 
 class Scrubber:
-    """Scrubs one store. store: kvcore.Store; reactor: provides time, threads and callLater. `scrub` has the counts."""
+    """Scrubs one store. store: kvcore.Store; reactor: provides time and callLater; threads: a pool. `scrub` has the
+    counts.
+    """
 
-    def __init__(self, store, reactor):
+    def __init__(self, store, reactor, threads):
         self.scrub = Scrub(store, self._found)
         self._reactor = reactor
+        self._threads = threads
         self._pause = None
         self._stopped = False
         self._ended = succeed(None)
@@ -63,7 +66,7 @@ class Scrubber:
     async def _pass(self):
         self._lines = 0
         for job in self.scrub.steps():
-            await in_background(self._reactor, job.run)
+            await deferToThreadPool(self._reactor, self._threads, job.run)
             job.finish()
             await self._rest(max(0.0, job.bytes / RATE - job.seconds))
             if self._stopped:

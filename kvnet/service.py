@@ -6,12 +6,13 @@ from prometheus_client import CollectorRegistry
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, TimeoutError
 from twisted.internet.protocol import Factory
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 import kvcore
 from kvcore.errors import KVError
-from kvnet.background import in_background
+from kvnet.background import BackgroundThreads
 from kvnet.commit import Commit
 from kvnet.listen import Listener
 from kvnet.maintenance import Maintenance, state_in_words
@@ -46,6 +47,7 @@ class Server(MultiService):
         self._maintenance = None
         self._scrubber = None
         self._jobs = set()
+        self._threads = BackgroundThreads()
         self._metrics = Metrics()
         ports = Ports(reactor, self._metrics)
         site = MonitorSite(reactor, self._registry, self._readiness)
@@ -93,6 +95,7 @@ class Server(MultiService):
 
     def _open(self) -> None:
         options = self._options
+        self._threads.start()
         self.store = kvcore.open(
             options["data-dir"],
             fsync=options["fsync"],
@@ -103,7 +106,7 @@ class Server(MultiService):
         )
         raise_descriptor_limit(options["max-connections"])
         metrics = self._metrics
-        self._scrubber = Scrubber(self.store, self._reactor)
+        self._scrubber = Scrubber(self.store, self._reactor, self._threads)
         self._registry.register(Collector(metrics, self.store, self._scrubber.scrub))
         self._commit = Commit(self.store, metrics, self._reactor)
         self._gate.factory = TextFactory(
@@ -117,7 +120,7 @@ class Server(MultiService):
             idle_timeout=options["idle-timeout"],
         )
         self._commit.start()
-        self._maintenance = Maintenance(self.store, self._reactor)
+        self._maintenance = Maintenance(self.store, self._reactor, self._threads)
         self._maintenance.start()
         self._scrubber.start()
 
@@ -128,6 +131,7 @@ class Server(MultiService):
         if self.store is not None:
             self.store.close()
             self.store = None
+        self._threads.stop()
 
     async def _stop(self) -> None:
         await super().stopService()
@@ -141,6 +145,7 @@ class Server(MultiService):
         while self._jobs:
             await DeferredList(self._jobs)
         await self._attempt(self.store.close)
+        self._threads.stop()
         log.info("kvstore stopped{note}", note=", slow clients were cut off" if cut else "")
 
     async def _attempt(self, step):
@@ -162,7 +167,7 @@ class Server(MultiService):
 
     def _execute(self, job) -> None:
         """Background work of the store: job.run() in a worker thread, then job.finish() here."""
-        done = in_background(self._reactor, job.run)
+        done = deferToThreadPool(self._reactor, self._threads, job.run)
         self._jobs.add(done)
         done.addCallback(lambda _: job.finish())
         done.addErrback(_tell)

@@ -104,9 +104,7 @@ cdef class Session:
 
     def warm(self):
         """The job has been run: resume() may go on."""
-        if self.context.job.cold:
-            self.metrics.cold_waits += 1
-            residency_renew(self.residency, clock())
+        note_cold(self, clock())
         self.context.job = None
 
     @property
@@ -232,7 +230,19 @@ cdef int run(Session s, const uint8_t* data, size_t n) except -1:
     while step(s, data, n) or not settle(s):
         pass
     s.stopped = c.cursor is not None or c.out.len >= REPLIES_AT or s.deadline == 0 or c.job is not None
+    if c.job is not None:
+        s.waits = False
+        note_cold(s, started)
     count(s, started)
+    return 0
+
+
+# Something has to come from the disk: known at once of a key, of a list when the job has looked.
+cdef int note_cold(Session s, double now) except -1:
+    if not s.waits and s.context.job.cold:
+        s.waits = True
+        s.metrics.cold_waits += 1
+        residency_renew(s.residency, now)
     return 0
 
 

@@ -216,7 +216,8 @@ cdef int hooked_lock(void* ctx, int fd) noexcept nogil:
 
 
 cdef class ColdFiles(Files):
-    """A file table that says which mapped pages are in memory: none after chill(), then those that were fetched; all after warm().
+    """A file table that says which mapped pages are in memory: none after chill(), then those that were fetched; after
+    warm() all.
 
     asked, fetched: how often it was asked, and told to fetch (int). forgets: what is fetched is gone at once (bool).
     """

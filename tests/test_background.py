@@ -4,15 +4,14 @@ import os
 import threading
 
 from twisted.internet import defer
-from twisted.internet.threads import deferToThreadPool
-from twisted.python.threadpool import ThreadPool
+from twisted.internet.threads import deferToThread, deferToThreadPool
 from twisted.trial.unittest import TestCase
 
-from kvnet.background import NICE, in_background
+from kvnet.background import NICE, THREADS, BackgroundThreads
 
 
 def priority():
-    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
 class PriorityTest(TestCase):
@@ -20,25 +19,40 @@ class PriorityTest(TestCase):
         from twisted.internet import reactor
 
         self.before = priority()
-        self.pool = ThreadPool(0, 1)
-        self.pool.start()
-        self.addCleanup(self.pool.stop)
-        self.patch(reactor, "getThreadPool", lambda: self.pool)
         self.reactor = reactor
+        self.threads = BackgroundThreads()
+        self.threads.start()
+        self.addCleanup(self.threads.stop)
+
+    def run_there(self, function):
+        return deferToThreadPool(self.reactor, self.threads, function)
 
     @defer.inlineCallbacks
     def test_it_has_a_low_priority_and_the_others_keep_theirs(self):
         for _ in range(2):
-            found = yield in_background(self.reactor, priority)
-            self.assertEqual(found, max(self.before, NICE))
-        self.assertEqual(priority(), self.before)
+            found = yield self.run_there(priority)
+            self.assertEqual(found, (os.SCHED_BATCH, max(self.before[1], NICE)))
+        found = yield deferToThread(priority)
+        self.assertEqual((found, priority()), (self.before, self.before))
 
     @defer.inlineCallbacks
     def test_who_is_lower_already_stays_so(self):
-        yield deferToThreadPool(
-            self.reactor, self.pool, lambda: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 15))
-        found = yield in_background(self.reactor, priority)
-        self.assertEqual(found, 15)
+        found = []
 
-    def test_errors_are_told(self):
-        return self.assertFailure(in_background(self.reactor, lambda: 1 / 0), ZeroDivisionError)
+        def low():
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+            thread = self.threads.threadFactory(target=lambda: found.append(priority()))
+            thread.start()
+            thread.join()
+
+        thread = threading.Thread(target=low)
+        thread.start()
+        yield deferToThread(thread.join)
+        self.assertEqual(found, [(os.SCHED_IDLE, 19)])
+
+    @defer.inlineCallbacks
+    def test_so_many_at_a_time(self):
+        together = threading.Barrier(THREADS)
+        yield defer.gatherResults([self.run_there(together.wait) for _ in range(THREADS)])
+        self.assertLessEqual(len(self.threads.threads), THREADS)

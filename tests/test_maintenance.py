@@ -58,7 +58,7 @@ class PacingTest(StoreCase):
         super().setUp()
         self.store = FakeStore()
         self.reactor = HandReactor()
-        self.maintenance = Maintenance(self.store, self.reactor)
+        self.maintenance = Maintenance(self.store, self.reactor, self.reactor)
         self.maintenance.start()
         self.addCleanup(self.maintenance.stop)
 
@@ -134,7 +134,7 @@ class RealTest(StoreCase):
     def test_space_comes_back_by_itself(self):
         store = self.open(segment_size=SMALL, autoflush=False, compression=False)
         reactor = HandReactor()
-        maintenance = Maintenance(store, reactor)
+        maintenance = Maintenance(store, reactor, reactor)
         maintenance.start()
         model = {}
         for step in range(6000):

@@ -142,7 +142,7 @@ class ScrubberTest(ScrubCase):
         super().setUp()
         self.reactor = HandReactor()
         self.patch(scrubber, "RATE", 1 << 20)
-        self.scrubber = Scrubber(self.store, self.reactor)
+        self.scrubber = Scrubber(self.store, self.reactor, self.reactor)
         self.events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
         self.scrubber.start()
         self.addCleanup(self.scrubber.stop)

@@ -76,6 +76,12 @@ class FakeReactor(Clock):
     def callFromThread(self, function, *arguments):
         function(*arguments)
 
+    def start(self):
+        """As of a thread pool."""
+
+    def stop(self):
+        """As of a thread pool."""
+
     def do_work(self):
         for result, function in self.work:
             result(True, function())
@@ -150,7 +156,8 @@ class ServerTests(SynchronousTestCase):
         self.patch(service, "Metrics", lambda: None)
         self.patch(service, "Ports", lambda reactor, metrics: reactor)
         self.patch(service, "Collector", lambda metrics, store, scrub: self.parts)
-        self.patch(service, "Scrubber", lambda store, reactor: FakeScrubber())
+        self.patch(service, "BackgroundThreads", lambda: self.reactor)
+        self.patch(service, "Scrubber", lambda store, reactor, threads: FakeScrubber())
         self.patch(service, "Commit", lambda store, metrics, reactor: self.parts)
         self.patch(service, "TextFactory", lambda store, commit, metrics, reactor, **limits: self.parts)
         self.events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
