@@ -116,9 +116,9 @@ hand:
   right after the keys were written and listed; all of them are then read, to see that none is missing.
 * **Disk** is what the files take; live bytes are keys and values. Loaded: after a stop. Overwritten: five times as many
   random overwrites as there are keys, then 30 s of rest; the server runs.
-* **The reader** sends 2,000 reads a second on 20 connections, and latencies count from the moment a read was due. The clients
-  that list 200,000 keys and overwrite only have the processor time that the reader leaves. Overwrites come at 4,000 a second,
-  and this server has segments of 2 MiB then, so that compaction never rests.
+* **The reader** sends 2,000 reads a second on 20 connections, and latencies count from the moment a read was due. Clients
+  that list 200,000 keys and that overwrite only have the processor time that the reader leaves. There are 4,000 overwrites a
+  second, and this server has segments of 2 MiB then, so that compaction never rests.
 * **Disk and idle connections** are measured in the first round only: they hardly differ from round to round.
 """
 

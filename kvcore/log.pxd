@@ -80,6 +80,9 @@ cdef int job_check(Job job) except -1
 
 cdef class SyncJob(Job):
     cdef list items                     # of (Segment, end)
+    cdef ByteBuf segments               # the same as void*, for those who may not touch a list
+    cdef int result                     # of the sync that failed, -errno; and which one it was
+    cdef size_t failed
 
 
 cdef class SealJob(Job):
@@ -87,6 +90,10 @@ cdef class SealJob(Job):
     cdef Segment made
     cdef uint32_t made_id               # 0: none is to be made
     cdef bytes manifest
+
+
+# The run() of a SyncJob in a thread that does without the GIL; not beside another run().
+cdef void sync_job_run(SyncJob job) noexcept nogil
 
 
 # Sort a sealed segment and save its order.

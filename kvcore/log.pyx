@@ -1,13 +1,13 @@
 import os
 import threading
-import time
 
 cimport cython
 from libc.errno cimport EDQUOT, EFBIG, EINVAL, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP
 from libc.string cimport memcpy
 from posix.fcntl cimport O_CREAT, O_RDWR
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
+from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.files cimport files_check, files_cut, files_open, files_replace, files_write
 from kvcore.order cimport order_build, order_save, order_settle
 from kvcore.record cimport (
@@ -15,7 +15,7 @@ from kvcore.record cimport (
     record_of, record_size)
 from kvcore.segment cimport (
     SEGMENT_HEADER, segment_close_window, segment_copy, segment_create, segment_key_equal, segment_map, segment_prefetch,
-    segment_seal, segment_store, segment_sync, segment_unpin)
+    segment_seal, segment_store, segment_sync, segment_sync_quietly, segment_unpin)
 from kvcore.types cimport slice_of
 
 from kvcore import manifest
@@ -40,7 +40,7 @@ cdef enum:
     RESERVE_MS = 1000               # between looks whether there is space again
 
 RESERVE_NAME = b"RESERVE"
-cdef uint8_t[1 << 16] zeros
+cdef uint8_t[PAGE] zeros
 
 NO_SPACE = (ENOSPC, EDQUOT, EFBIG)
 # What is not the disk's fault and passes: nothing is lost by trying again.
@@ -155,7 +155,8 @@ cdef void take_ahead(Log log, uint64_t end) noexcept:
     # Any other refusal (no space for the step) is no loss: the write itself decides.
 
 
-# The longer way of taking space: the file system has nothing left to note about these blocks when they are written again.
+# The longer way of taking space: the file system has nothing left to note about these blocks when they are written again. A
+# page at a time, for that is then what the kernel takes as changed, and a sync writes, when a record comes.
 cdef int write_zeros(Log log, uint64_t end) noexcept:
     cdef uint64_t start = log.active.allocated
     cdef size_t n
@@ -170,12 +171,13 @@ cdef int write_zeros(Log log, uint64_t end) noexcept:
 
 
 # Write the buffer into space taken ahead, if it is small and there is some. False: it is still to be written. Who is the
-# first to touch a page pays with a fault that looks as if the disk had been waited for: that is left to a write.
+# first to touch a page, unless it holds zeros, pays with a fault that looks as if the disk had been waited for: that is left
+# to a write.
 cdef bint store_ahead(Log log, uint64_t end) noexcept:
     cdef Segment active = log.active
-    if log.buf.len > STORED or end > active.allocated or log.synced_each:
+    if log.buf.len > STORED or end > active.allocated:
         return False
-    if (active.flushed - 1) // PAGE != (end - 1) // PAGE:
+    if not log.synced_each and (active.flushed - 1) // PAGE != (end - 1) // PAGE:
         return False
     if segment_store(active, log.buf.data, log.buf.len, active.flushed, log.segment_size):
         return True
@@ -318,13 +320,17 @@ cdef uint64_t log_unsynced(Log log) noexcept:
 cdef SyncJob log_sync_job(Log log):
     cdef Segment segment
     cdef SyncJob job
+    cdef void* place
     log_check_writable(log)
     if log_unsynced(log) == 0:
         return None
     job = SyncJob(log)
     job.items = []
+    job.segments = ByteBuf()
     for segment in [*log.full, log.active]:
         if segment.synced < segment.flushed:
+            place = <void*>segment
+            bytebuf_append(job.segments, &place, sizeof(void*))
             segment.pins += 1
             job.items.append((segment, segment.flushed))
     return job
@@ -356,7 +362,7 @@ cdef class Job:
         with self.lock:
             if self.done:
                 return
-            started = time.perf_counter()
+            started = seconds_now()
             try:
                 self.work()
             except StorageError as error:
@@ -367,7 +373,7 @@ cdef class Job:
                 # A bug, an interrupt: nothing is proven, as if the disk had failed.
                 self.error = StorageError(EIO, f"background work failed: {error!r}")
                 self.error.__cause__ = error
-            self.seconds = time.perf_counter() - started
+            self.seconds = seconds_now() - started
             self.done = True
 
     def finish(self):
@@ -392,15 +398,44 @@ cdef int job_check(Job job) except -1:
     return 0
 
 
+cdef void sync_segments(SyncJob job) noexcept nogil:
+    cdef void** segments = <void**>job.segments.data
+    cdef size_t i
+    for i in range(job.segments.len // sizeof(void*)):
+        job.result = segment_sync_quietly(<Segment>segments[i])
+        if job.result < 0:
+            job.failed = i
+            break
+
+
+cdef double seconds_now() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
+
+
+cdef void sync_job_run(SyncJob job) noexcept nogil:
+    cdef double started = seconds_now()
+    sync_segments(job)
+    job.seconds = seconds_now() - started
+    job.done = True
+
+
 cdef class SyncJob(Job):
     cdef int work(self) except -1:
-        for segment, _ in self.items:
-            segment_sync(segment)
+        with nogil:
+            sync_segments(self)
         return 0
 
     cdef int settle(self) except -1:
         cdef Segment segment
         cdef uint64_t end
+        if self.result < 0:
+            segment, _ = self.items[self.failed]
+            try:
+                files_check(self.result, "sync", segment.path)
+            except StorageError as error:
+                self.error = error
         for segment, end in self.items:
             segment_unpin(segment)
             if self.error is None:

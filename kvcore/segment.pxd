@@ -16,6 +16,11 @@ from kvcore.record cimport Record
 from kvcore.types cimport uint8_t
 
 
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+
 cdef enum:
     SEGMENT_HEADER = 64
     SEGMENT_FORMAT = 1
@@ -31,7 +36,7 @@ cdef class Segment:
     cdef uint32_t slot              # place in Log.segments, which is how the index names it; NO_SLOT: none (any more)
     cdef int fd                     # -1 once sealed and no longer needed for writing or syncing
     cdef int pins                   # jobs that use fd right now
-    cdef object lock                # held during fdatasync
+    cdef pthread_mutex_t lock       # held during fdatasync
     cdef int sync_failed            # -errno of the fdatasync that failed; never tried again
     cdef uint32_t seed
     cdef const uint8_t* map
@@ -80,7 +85,10 @@ cdef bint segment_store(Segment s, const void* src, size_t n, uint64_t offset, s
 # Nothing is written any more: a job may do this before segment_seal does.
 cdef void segment_close_window(Segment s) noexcept
 
-# Put what is in the file on the disk; any thread. Raises StorageError, from the first failure on for ever.
+# Put what is in the file on the disk; any thread. 0 or -errno, from the first failure on for ever.
+cdef int segment_sync_quietly(Segment s) noexcept nogil
+
+# The same. Raises StorageError.
 cdef int segment_sync(Segment s) except -1
 
 # Sealing is over: no more writes. The descriptor closes when its last pin goes.

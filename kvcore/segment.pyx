@@ -1,5 +1,4 @@
 import os
-import threading
 
 cimport cython
 from libc.errno cimport ENOMEM
@@ -13,6 +12,13 @@ from kvcore.record cimport RECORD_DEADLINE, RECORD_EXPIRES, RECORD_HEADER, Recor
 from kvcore.types cimport kv_prefetch
 
 from kvcore.errors import CorruptionError
+
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t* mutex, const void* attributes)
+    int pthread_mutex_destroy(pthread_mutex_t* mutex)
+    int pthread_mutex_lock(pthread_mutex_t* mutex)
+    int pthread_mutex_unlock(pthread_mutex_t* mutex)
 
 
 cdef enum:
@@ -32,10 +38,12 @@ cdef class Segment:
     def __cinit__(self):
         self.fd = -1
         self.slot = NO_SLOT
-        self.lock = threading.Lock()
+        if pthread_mutex_init(&self.lock, NULL) != 0:
+            raise MemoryError
 
     def __dealloc__(self):
         global segments_open
+        pthread_mutex_destroy(&self.lock)
         if self.files is None:
             return
         if self.fd >= 0:
@@ -175,15 +183,22 @@ cdef void unmap(Segment s, const uint8_t* address, size_t n) noexcept:
         s.files.call.unmap(s.files.ctx, address, n)
 
 
-cdef int segment_sync(Segment s) except -1:
+cdef int segment_sync_quietly(Segment s) noexcept nogil:
     cdef int result
     # The kernel tells an open file of a failure once: of two threads that sync it only one hears of it.
-    with s.lock:
-        if s.sync_failed == 0:
-            with nogil:
-                result = s.files.call.fdatasync(s.files.ctx, s.fd)
-            s.sync_failed = min(result, 0)
-    files_check(s.sync_failed, "sync", s.path)
+    pthread_mutex_lock(&s.lock)
+    if s.sync_failed == 0:
+        s.sync_failed = min(s.files.call.fdatasync(s.files.ctx, s.fd), 0)
+    result = s.sync_failed
+    pthread_mutex_unlock(&s.lock)
+    return result
+
+
+cdef int segment_sync(Segment s) except -1:
+    cdef int result
+    with nogil:
+        result = segment_sync_quietly(s)
+    files_check(result, "sync", s.path)
     return 0
 
 

@@ -13,7 +13,7 @@ from kvcore.bytebuf cimport ByteBuf
 from kvcore.compaction cimport Compaction
 from kvcore.expiry cimport Deadlines
 from kvcore.hashindex cimport HashIndex
-from kvcore.log cimport Log
+from kvcore.log cimport Log, SyncJob, sync_job_run
 from kvcore.lookup cimport LOOKUP_AHEAD
 from kvcore.owner cimport Owner
 from kvcore.scan cimport Cursor
@@ -87,6 +87,10 @@ cdef int store_next(Store s, object cursor, ByteBuf keys, ByteBuf values) except
 
 # What the functions above would have to wait for the disk for, when the data do not fit into memory: a Job that brings
 # it, or None when there is nothing. run() it on any thread, finish() it here; what follows does not wait then, as a rule.
+
+# The run() of a job of sync_job(), in a thread that does without the GIL; not beside another run().
+cdef inline void store_run_sync(void* job) noexcept nogil:
+    sync_job_run(<SyncJob>job)
 
 # For store_get (with `value`), store_put and store_delete of `key`. With a job from before this is added to it.
 cdef inline object store_warm(Store s, Slice key, bint value, object job):

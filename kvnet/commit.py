@@ -1,13 +1,12 @@
 """Durability of replies: which wait for a sync, and who syncs when. docs/design.md ("Replies and durability").
 
     always     a chunk with writes waits; one flush and one fdatasync cover all that gathered meanwhile (group commit)
-    everysec   nothing waits; a sync a second in a worker thread. When the last good one is too old, writes wait as above
+    everysec   nothing waits; a sync a second. When the last good one is too old, writes wait as above
     no         nothing waits, nobody syncs before the store closes
 """
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
-from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
 from kvcore.errors import KVError
@@ -15,19 +14,21 @@ from kvcore.errors import KVError
 PERIOD = 1.0  # seconds between syncs of everysec
 PATIENCE = 2.0  # seconds since the last good one after which writes wait: what a power cut may cost
 TICK = 0.25  # seconds between looks at the clock
-SHORT = 0.001  # seconds: syncs that take less are cheaper in the reactor than two thread switches
+SHORT = 0.001  # seconds: syncs that take less, and ...
+FEW = 10  # ... that no more connections wait for, are done sooner in the reactor than with two thread switches
 
 log = Logger()
 
 
 class Commit:
-    """Syncs of one store. store: kvcore.Store; metrics: Metrics; reactor: provides time, threads and callLater.
+    """Syncs of one store. store: kvcore.Store; metrics: Metrics; reactor: provides time and callLater; syncer: Syncer.
 
     `holding` (bool) is read by the protocols before they execute a chunk: whether replies to writes have to wait.
     """
 
-    def __init__(self, store, metrics, reactor):
+    def __init__(self, store, metrics, reactor, syncer):
         self._store = store
+        self._syncer = syncer
         self._metrics = metrics
         self._reactor = reactor
         self._always = store.fsync == "always"
@@ -51,9 +52,10 @@ class Commit:
         if self._clock.running:
             self._clock.stop()
         if not self._syncing:
+            self._syncer.stop()
             return succeed(None)
         self._idle = Deferred()
-        return self._idle
+        return self._idle.addCallback(lambda _: self._syncer.stop())
 
     def wait(self, waiter, mark):
         """Call waiter.released(mark) when all that its session answered up to mark is on the disk, or waiter.failed(reason);
@@ -79,25 +81,23 @@ class Commit:
         if self._syncing:
             return  # _tick began one meanwhile; its end begins the next
         group, self._waiting = self._waiting, {}
-        self._started_at = self._reactor.seconds()
+        self._started_at = started = self._reactor.seconds()
         try:
             job = self._store.sync_job()
         except KVError as error:
             self._fail(group, error)
             return
         if job is None:
-            self._succeed(group)
+            self._succeed(group, started)
             return
         self._syncing = True
-        if self._always and self._typical < SHORT:
+        if self._always and self._typical < SHORT and len(group) <= FEW:
             job.run()
-            self._end(None, job, group)
+            self._end(job, group, started)
         else:
-            done = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), job.run)
-            done.addBoth(self._end, job, group)
-            done.addErrback(lambda failure: log.failure("the result of a sync could not be handled", failure))
+            self._syncer.run(job, lambda: self._end(job, group, started))
 
-    def _end(self, _, job, group):
+    def _end(self, job, group, started):
         self._syncing = False
         self._typical += (job.seconds - self._typical) / 4
         try:
@@ -108,14 +108,14 @@ class Commit:
             self._fail(group, error)
         else:
             self._metrics.synced(job.seconds, len(group))
-            self._succeed(group)
+            if self._waiting and not self._scheduled and self._idle is None:
+                self._begin()  # before the answers: meanwhile the disk goes on
+            self._succeed(group, started)
         if self._idle is not None:
             self._idle.callback(None)
-        elif self._waiting and not self._scheduled:
-            self._begin()
 
-    def _succeed(self, group):
-        self._good_at = self._started_at
+    def _succeed(self, group, started):
+        self._good_at = max(self._good_at, started)
         self.holding = self._always
         for waiter, mark in group.items():
             self._answer(waiter, waiter.released, mark)

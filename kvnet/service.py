@@ -21,6 +21,7 @@ from kvnet.ports import Ports
 from kvnet.process import StartError, raise_descriptor_limit
 from kvnet.protocol import TextFactory
 from kvnet.scrubber import Scrubber
+from kvnet.syncer import Syncer
 from kvnet.web import MonitorSite
 
 log = Logger()
@@ -108,7 +109,7 @@ class Server(MultiService):
         metrics = self._metrics
         self._scrubber = Scrubber(self.store, self._reactor, self._threads)
         self._registry.register(Collector(metrics, self.store, self._scrubber.scrub))
-        self._commit = Commit(self.store, metrics, self._reactor)
+        self._commit = Commit(self.store, metrics, self._reactor, Syncer(self._reactor))
         self._gate.factory = TextFactory(
             self.store,
             self._commit,

@@ -8,7 +8,7 @@ from kvnet.commands.text cimport (
     FLAG_WRITES, text_commands, text_fail, text_find, text_list_more)
 from kvnet.context cimport CHALLENGE, ESCABELO, LF
 from kvnet.metrics cimport OUTCOME_ERROR, OUTCOME_OK, Outcome, histogram_add
-from kvnet.residency cimport Residency, residency_doubted, residency_ran, residency_renew
+from kvnet.residency cimport Residency, residency_doubted, residency_found, residency_ran, residency_renew
 from kvnet.textwire cimport (
     FRAME_LINE, FRAME_MORE, FRAME_SKIPPED, Arguments, Frame, text_arguments, text_frame, text_key, text_limit,
     text_word)
@@ -321,6 +321,8 @@ cdef bint must_wait(Session s, int row, const Arguments* a) except -1:
         return False
     text_commands[row].warm(s.context, a)
     s.warmed = s.context.job is not None
+    if not s.warmed:
+        residency_found(s.residency)
     return s.warmed
 
 

@@ -15,7 +15,7 @@ from kvnet.commit import Commit
 from kvnet.metrics import Metrics
 from kvnet.ports import Ports
 from kvnet.protocol import TextFactory
-from tests.support import at_once
+from tests.support import HandSyncer, at_once
 
 # Seconds after which a test is said to hang.
 PATIENCE = 60
@@ -76,7 +76,7 @@ class Server:
         self.loop = loop
         self.store = kvcore.open(directory, fsync=fsync, autoflush=False, executor=at_once)
         self.metrics = Metrics()
-        self.commit = Commit(self.store, self.metrics, loop)
+        self.commit = Commit(self.store, self.metrics, loop, HandSyncer(loop))
         self.factory = TextFactory(self.store, self.commit, self.metrics, loop, **options)
         ports = Ports(loop, self.metrics) if direct else loop
         if unix:

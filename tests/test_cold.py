@@ -101,6 +101,20 @@ class WaitTest(ColdCase):
         self.assertEqual(transport.taken(), self.pairs[b"key007"] + b"\r")
         self.assertEqual(self.files.asked, asked)
 
+    def test_many_records_in_memory_end_the_doubt(self):
+        self.serve()
+        self.factory.residency.doubt(3)
+        self.assertWaits(b"read key007\r", self.pairs[b"key007"] + b"\r")  # counted anew from here, and far
+        self.assertServed()
+        self.assertWaits(b"read key050\r", self.pairs[b"key050"] + b"\r")
+        self.factory.residency = Residency()
+        self.factory.residency.doubt(3)
+        protocol, transport = self.connect()
+        asked = self.files.asked
+        for _ in range(5):
+            protocol.dataReceived(b"read hot\r")
+        self.assertEqual((transport.taken(), self.files.asked), (b"1\r" * 5, asked + 3))
+
     def test_replies_stay_in_order(self):
         self.serve()
         self.protocol.dataReceived(b"read hot\rread key031\rread hot\rwrite hot|2\rread key090\rread hot\rnope\r")

@@ -127,7 +127,8 @@ class FailedWriteTest(FaultCase):
         for i in range(100):
             store.put(b"k%d" % i, b"v" * 1000)
         content = files.read(b"/store/0000000001.seg")
-        self.assertEqual((files.calls["fallocate"], files.calls.get("store")), (reserved, None))
+        self.assertEqual(files.calls["fallocate"], reserved)
+        self.assertGreater(files.calls["store"], 50)  # records over the zeros, whole pages among them
         self.assertGreater(len(content), len(content.rstrip(b"\0")) + 512)
         self.assertLess(len(content), 103_000 * 66 / 64)
         files.fail("pwrite", 1, errno.ENOSPC)  # the zeros
@@ -136,7 +137,7 @@ class FailedWriteTest(FaultCase):
             store.put(b"k%d" % put, b"v" * 1000)
             put += 1
         store.close()
-        self.assertEqual(len(files.read(b"/store/0000000001.seg").rstrip(b"\0")), len(files.read(b"/store/0000000001.seg")))
+        self.assertFalse(files.read(b"/store/0000000001.seg").endswith(b"\0"))
         store = kvcore.open("/store", files=files, executor=at_once)
         self.assertEqual(len(store), put)
         store.close()

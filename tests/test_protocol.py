@@ -8,7 +8,7 @@ from twisted.internet.testing import StringTransport
 from kvnet.commit import Commit
 from kvnet.metrics import Metrics, server_families
 from kvnet.protocol import TextFactory
-from tests.support import StoreCase
+from tests.support import HandSyncer, StoreCase
 
 STATUS = b"well going our operation\r"
 
@@ -73,7 +73,7 @@ class ConnectionCase(StoreCase):
         self.reactor = HandReactor()
         self.metrics = Metrics()
         self.store = self.open(fsync=fsync, autoflush=False)
-        self.commit = Commit(self.store, self.metrics, self.reactor)
+        self.commit = Commit(self.store, self.metrics, self.reactor, HandSyncer(self.reactor))
         self.factory = TextFactory(self.store, self.commit, self.metrics, self.reactor, **options)
         self.commit.start()
         self.addCleanup(self._end)

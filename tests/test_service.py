@@ -158,7 +158,7 @@ class ServerTests(SynchronousTestCase):
         self.patch(service, "Collector", lambda metrics, store, scrub: self.parts)
         self.patch(service, "BackgroundThreads", lambda: self.reactor)
         self.patch(service, "Scrubber", lambda store, reactor, threads: FakeScrubber())
-        self.patch(service, "Commit", lambda store, metrics, reactor: self.parts)
+        self.patch(service, "Commit", lambda store, metrics, reactor, syncer: self.parts)
         self.patch(service, "TextFactory", lambda store, commit, metrics, reactor, **limits: self.parts)
         self.events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
 
