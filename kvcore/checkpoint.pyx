@@ -111,6 +111,9 @@ def checkpoint_steps(Log log not None, HashIndex index not None, Deadlines deadl
         yield job
         job_check(job)
         log.checkpoint_total = total
+        log.checkpoint_bytes = offset + content.len
+        log.checkpoint_at = f.call.clock(f.ctx)
+        log.checkpoints += 1
     except BaseException:
         files_unlink(f, temporary)
         raise

@@ -23,6 +23,7 @@ cdef class Compaction:
     cdef readonly uint64_t reclaimed_bytes
     cdef readonly uint64_t packed_bytes     # compressed values: what they were, and what they are
     cdef readonly uint64_t frame_bytes
+    cdef readonly double seconds            # of the runs that have ended
     cdef bint running                       # one is under way
     cdef bint off                           # do not compress
     cdef bint unlisted                      # there are outputs that the published manifest does not list

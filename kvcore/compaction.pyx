@@ -1,4 +1,7 @@
+import time
+
 from libc.stdint cimport uint32_t
+
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.checkpoint cimport checkpoint_drop
 from kvcore.files cimport files_check, files_unlink, files_write
@@ -48,11 +51,13 @@ cdef class Compaction:
         if self.running:
             raise UsageError("a compaction is under way: let it come to its end, or drop it, before the next")
         self.running = True
+        started = time.perf_counter()
         try:
             leave_out_dropped(sources)
             yield from self.run(log, index, deadlines, sources)
         finally:
             self.running = False
+            self.seconds += time.perf_counter() - started
 
     def run(self, Log log not None, HashIndex index not None, Deadlines deadlines not None, list sources not None):
         """What steps() does."""

@@ -50,6 +50,9 @@ cdef class Log:
     cdef uint32_t synced_id             # position up to which the log is on the disk
     cdef uint32_t synced_offset
     cdef uint64_t checkpoint_total      # flushed_total at the last checkpoint
+    cdef uint64_t checkpoint_bytes      # its size, and the clock; 0: none since opening
+    cdef int64_t checkpoint_at
+    cdef uint64_t checkpoints           # since opening
     cdef int64_t marked_at              # clock, and flushed_total, at the last mark
     cdef uint64_t marked_total
     cdef bint mark_due

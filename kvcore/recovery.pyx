@@ -214,7 +214,7 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     log.synced_id = replay.synced_id
     log.synced_offset = <uint32_t>replay.synced_offset
     result.report = {
-        "records": replay.records, "checkpoint": bool(covered), "segments": len(log.segments),
+        "records": replay.records, "bytes": replay.bytes, "checkpoint": bool(covered), "segments": len(log.segments),
         "torn_bytes": replay.torn_bytes, "damaged_bytes": replay.damaged_bytes, "damaged_ranges": replay.damaged_ranges,
         "lost_keys": len(replay.lost), "messages": told + replay.messages}
     log_take_reserve(log)

@@ -18,6 +18,7 @@ cdef class Replay(Walk):
     cdef dict lost                  # (slot, offset) of damaged records that the index names: key
     cdef bint moving                # copies made by compaction, over a checkpoint: they replace their originals only
     cdef uint64_t records
+    cdef uint64_t bytes
     cdef uint64_t torn_bytes
     cdef uint64_t damaged_bytes
     cdef uint64_t damaged_ranges

@@ -78,6 +78,7 @@ cdef int apply_good(Replay p, const Record* r, Location at) except -1:
     cdef Segment s = log_segment(p.log, at.segment)
     cdef Grave grave
     p.records += 1
+    p.bytes += at.length
     s.records += 1
     s.min_version = min(s.min_version, r.version)
     s.max_version = max(s.max_version, r.version)

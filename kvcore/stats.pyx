@@ -8,7 +8,7 @@ from kvcore.segment cimport SEGMENT_HEADER, Segment
 
 
 def collect_stats(Log log not None, HashIndex index not None, Deadlines deadlines not None, Compaction compaction not None):
-    """The counts and sizes (dict of str to int) that the parts of a store have. Sizes are in bytes."""
+    """The counts, sizes and times (dict of str to int or float) that the parts of a store have. In bytes and seconds."""
     cdef Segment segment
     cdef uint64_t used = 0, dead = 0, allocated = 0, count = 0
     for segment in log.segments:
@@ -25,4 +25,7 @@ def collect_stats(Log log not None, HashIndex index not None, Deadlines deadline
         "index_bytes": index_bytes(index), "deadline_bytes": deadlines.heap.len, "written_bytes": log.flushed_total,
         "compactions": compaction.runs, "compaction_read_bytes": compaction.read_bytes,
         "compaction_written_bytes": compaction.written_bytes, "compaction_reclaimed_bytes": compaction.reclaimed_bytes,
-        "compressed_from_bytes": compaction.packed_bytes, "compressed_to_bytes": compaction.frame_bytes}
+        "compaction_running": compaction.running, "compaction_seconds": compaction.seconds,
+        "compressed_from_bytes": compaction.packed_bytes, "compressed_to_bytes": compaction.frame_bytes,
+        "checkpoints": log.checkpoints, "checkpoint_bytes": log.checkpoint_bytes, "checkpoint_at": log.checkpoint_at / 1000,
+        "replay_bytes": log.flushed_total - log.checkpoint_total}

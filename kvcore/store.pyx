@@ -48,8 +48,8 @@ LONGEST_TTL = 10 ** 10                  # seconds: some centuries
 cdef class Store:
     """A store opened by kvcore.open. Belongs to the thread that opened it; a context manager that closes it.
 
-    `fsync` is the word it was opened with. `recovery` tells what opening found: "seconds" (float), "records", "segments",
-    "torn_bytes", "damaged_bytes", "damaged_ranges", "lost_keys" (int), "messages" (list of str, one line each).
+    `fsync` is the word it was opened with. `recovery` tells what opening found: "seconds" (float), "records" and
+    "bytes" replayed, "segments", "torn_bytes", "damaged_bytes", "damaged_ranges", "lost_keys" (int), "messages" (of str).
     """
 
     def __cinit__(self, path, *, fsync="everysec", autoflush=True, segment_size=64 << 20, max_value_size=64 << 20,
@@ -312,7 +312,7 @@ cdef class Store:
             self.index = None
 
     def stats(self):
-        """Counts and sizes (dict of str to int): keys, segments, sizes in bytes, and totals since opening.
+        """Counts, sizes and times (dict of str to int or float): keys, segments, bytes, seconds, and totals since opening.
 
         Right after thousands of keys have expired at once, "keys" still counts some of them.
         """

@@ -57,6 +57,13 @@ class Commit:
         self._idle = Deferred()
         return self._idle.addCallback(lambda _: self._syncer.stop())
 
+    @property
+    def unsynced_age(self):
+        """For how long the oldest bytes that are not on the disk have waited for it (float, seconds); 0: there are none."""
+        if self._store.unsynced == 0 or (self._always and not self._syncing):
+            return 0.0
+        return self._reactor.seconds() - (self._started_at if self._always else self._good_at)
+
     def wait(self, waiter, mark):
         """Call waiter.released(mark) when all that its session answered up to mark is on the disk, or waiter.failed(reason);
         and waiter.abort() when that raises.

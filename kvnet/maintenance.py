@@ -30,10 +30,11 @@ def state_in_words(store):
 
 
 class Maintenance:
-    """Looks after one store. store: kvcore.Store; reactor: provides time and callLater; threads: a pool."""
+    """Looks after one store. store: kvcore.Store; metrics: Metrics; reactor: provides time and callLater; threads: a pool."""
 
-    def __init__(self, store, reactor, threads):
+    def __init__(self, store, metrics, reactor, threads):
         self._store = store
+        self._metrics = metrics
         self._reactor = reactor
         self._threads = threads
         self._clock = LoopingCall(self._tick)
@@ -131,6 +132,7 @@ class Maintenance:
         self._next_call = self._reactor.callLater(pause, self._next)
 
     def _failed(self, error):
+        self._metrics.failed("maintenance")
         self._running = False
         self._steps = None
         self._not_before = self._reactor.seconds() + BACK_OFF

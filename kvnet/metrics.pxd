@@ -1,4 +1,4 @@
-"""C counters and histograms, added to without Python objects; read by the Collector when somebody scrapes.
+"""C counters and histograms, added to without Python objects; read by kvnet.families when somebody scrapes.
 
 Thread: the reactor's alone.
 """
@@ -25,11 +25,13 @@ cdef struct Histogram:
 
 
 cdef class Metrics:
-    cdef list commands                              # of (protocol, command), by row
+    cdef readonly list commands                     # of (protocol, command), by row
     cdef uint64_t outcomes[MAX_COMMANDS][OUTCOMES]
     cdef Histogram seconds[MAX_COMMANDS]
     cdef Histogram sync_seconds
     cdef Histogram group_sizes                      # connections that waited for a sync
+    cdef Histogram lag_seconds                      # of the reactor's calls
+    cdef readonly list failures                     # of background work, by WORKS
     cdef public uint64_t sync_failures
     cdef public double sync_good_at                 # unix time of the last good one
     cdef public uint64_t connections_opened

@@ -53,7 +53,7 @@ def _lines(values):
     for name in ("fsync", "backup", "scrub"):
         yield f"last {name}: {_when(values[f'kvstore_last_{name}_timestamp_seconds'])}"
     yield (
-        f"damage: {values['kvstore_damaged_ranges']:.0f} ranges at the opening, "
+        f"damage: {values['kvstore_recovery_damaged_ranges']:.0f} ranges at the opening, "
         f"{values['kvstore_scrub_damaged_ranges']:.0f} found by the scrub, "
         f"{values['kvstore_damaged_reads_total']:.0f} reads that met some"
     )

@@ -181,7 +181,7 @@ class TextFactory(Factory):
         self.idle_timeout = idle_timeout
         self.connections = set()
         self.residency = Residency()
-        self.warmer = Warmer(reactor)
+        self.warmer = Warmer(metrics, reactor)
         self._row = command_rows(metrics)
         self._drained = None
 

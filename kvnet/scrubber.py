@@ -25,12 +25,14 @@ log = Logger()
 
 
 class Scrubber:
-    """Scrubs one store. store: kvcore.Store; reactor: provides time and callLater; threads: a pool. `scrub` has the
-    counts.
+    """Scrubs one store. store: kvcore.Store; metrics: Metrics; reactor: provides time and callLater; threads: a pool.
+
+    `scrub` has the counts.
     """
 
-    def __init__(self, store, reactor, threads):
+    def __init__(self, store, metrics, reactor, threads):
         self.scrub = Scrub(store, self._found)
+        self._metrics = metrics
         self._reactor = reactor
         self._threads = threads
         self._pause = None
@@ -58,8 +60,10 @@ class Scrubber:
                 await self._pass()
                 pause = max(0.0, EVERY - (self._reactor.seconds() - begun))
             except KVError as error:
+                self._metrics.failed("scrub")
                 log.error("the scrub failed, tried again in {seconds:.0f} s: {reason}", seconds=AGAIN, reason=str(error))
             except Exception:
+                self._metrics.failed("scrub")
                 log.failure("the scrub failed, tried again in {seconds:.0f} s", seconds=AGAIN)
             await self._rest(pause)
 

@@ -2,7 +2,6 @@
 
 import os
 
-from prometheus_client import CollectorRegistry
 from twisted.application.service import MultiService
 from twisted.internet.defer import Deferred, DeferredList, TimeoutError
 from twisted.internet.protocol import Factory
@@ -14,14 +13,17 @@ import kvcore
 from kvcore.errors import KVError
 from kvnet.background import BackgroundThreads
 from kvnet.commit import Commit
+from kvnet.exposition import Exposition
+from kvnet.families import Collector, Sources
 from kvnet.listen import Listener
 from kvnet.maintenance import Maintenance, state_in_words
-from kvnet.metrics import Collector, Metrics
+from kvnet.metrics import Metrics
 from kvnet.ports import Ports
 from kvnet.process import StartError, raise_descriptor_limit
 from kvnet.protocol import TextFactory
 from kvnet.scrubber import Scrubber
 from kvnet.syncer import Syncer
+from kvnet.vitals import Disk, Lag
 from kvnet.web import MonitorSite
 
 log = Logger()
@@ -43,15 +45,17 @@ class Server(MultiService):
         self._reactor = reactor
         self._options = options
         self._gate = _Gate()
-        self._registry = CollectorRegistry()
         self._commit = None
+        self._disk = None
+        self._exposition = None
         self._maintenance = None
         self._scrubber = None
         self._jobs = set()
         self._threads = BackgroundThreads()
         self._metrics = Metrics()
+        self._lag = Lag(self._metrics, reactor)
         ports = Ports(reactor, self._metrics)
-        site = MonitorSite(reactor, self._registry, self._readiness)
+        site = MonitorSite(reactor, self._scrape, self._readiness)
         for name, factory in (("text", self._gate), ("metrics", site)):
             if options[name] is not None:
                 Listener(ports, name, options[name], factory).setServiceParent(self)
@@ -107,8 +111,7 @@ class Server(MultiService):
         )
         raise_descriptor_limit(options["max-connections"])
         metrics = self._metrics
-        self._scrubber = Scrubber(self.store, self._reactor, self._threads)
-        self._registry.register(Collector(metrics, self.store, self._scrubber.scrub))
+        self._scrubber = Scrubber(self.store, metrics, self._reactor, self._threads)
         self._commit = Commit(self.store, metrics, self._reactor, Syncer(self._reactor))
         self._gate.factory = TextFactory(
             self.store,
@@ -121,9 +124,13 @@ class Server(MultiService):
             idle_timeout=options["idle-timeout"],
         )
         self._commit.start()
-        self._maintenance = Maintenance(self.store, self._reactor, self._threads)
+        self._maintenance = Maintenance(self.store, metrics, self._reactor, self._threads)
+        self._disk = Disk(self.store, options["data-dir"], self._reactor)
+        self._exposition = Exposition(Collector(Sources(
+            metrics, self.store, self._scrubber.scrub, self._commit, self._disk, options)))
         self._maintenance.start()
         self._scrubber.start()
+        self._lag.start()
 
     def _release(self) -> None:
         """Take back what a start that failed has done."""
@@ -140,6 +147,8 @@ class Server(MultiService):
             return
         # Each step is worth doing when the one before it failed.
         cut = await self._attempt(self._drain)
+        await self._attempt(self._lag.stop)
+        await self._attempt(self._disk.stop)
         await self._attempt(self._maintenance.stop)
         await self._attempt(self._scrubber.stop)
         await self._attempt(self._commit.stop)
@@ -171,8 +180,16 @@ class Server(MultiService):
         done = deferToThreadPool(self._reactor, self._threads, job.run)
         self._jobs.add(done)
         done.addCallback(lambda _: job.finish())
-        done.addErrback(_tell)
+        done.addErrback(self._job_failed)
         done.addBoth(lambda _: self._jobs.discard(done))
+
+    def _job_failed(self, failure: Failure) -> None:
+        self._metrics.failed("sealing")
+        _tell(failure)
+
+    async def _scrape(self, content_type: str) -> bytes:
+        await self._disk.look()
+        return self._exposition.page(content_type)
 
     def _readiness(self) -> str:
         return "loading" if self.store is None else state_in_words(self.store)

@@ -3,24 +3,31 @@
 prometheus_client has a Twisted resource as well; that one works in threads and imports the global reactor.
 """
 
-from collections.abc import Callable
+import gzip
+from collections.abc import Awaitable, Callable
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.web.resource import Resource
-from twisted.web.server import Request, Site
+from twisted.web.server import NOT_DONE_YET, Request, Site
 
-TEXT = "text/plain; charset=utf-8"
+from kvnet.exposition import OPENMETRICS, TEXT
 
-Page = tuple[int, str, bytes]  # status, content type, body
+PLAIN = "text/plain; charset=utf-8"
+GZIP_LEVEL = 1  # a tenth of the page, in a twentieth of a millisecond; more would not save a packet
+
+log = Logger()
 
 
 class MonitorSite(Site):
-    """The site; `readiness` says "ok", or in a line why the server cannot do all of its work."""
+    """The site. `scrape` makes the page of metrics of a content type, one of kvnet.exposition.FORMATS; `readiness` says
+    "ok", or in a line why the server cannot do all of its work.
+    """
 
     noisy = False
 
-    def __init__(self, reactor, registry: CollectorRegistry, readiness: Callable[[], str]):
-        super().__init__(_Monitor(registry, readiness), reactor=reactor)
+    def __init__(self, reactor, scrape: Callable[[str], Awaitable[bytes]], readiness: Callable[[], str]):
+        super().__init__(_Monitor(scrape, readiness), reactor=reactor)
 
     def log(self, request: Request) -> None:
         """No access log: a scrape every few seconds is no news."""
@@ -29,32 +36,64 @@ class MonitorSite(Site):
 class _Monitor(Resource):
     isLeaf = True
 
-    def __init__(self, registry: CollectorRegistry, readiness: Callable[[], str]):
+    def __init__(self, scrape: Callable[[str], Awaitable[bytes]], readiness: Callable[[], str]):
         super().__init__()
-        self._registry = registry
+        self._scrape = scrape
         self._readiness = readiness
-        self._pages = {b"/metrics": self._metrics, b"/healthz": self._healthz, b"/readyz": self._readyz}
 
-    def render_GET(self, request: Request) -> bytes:
-        status, content_type, body = self._pages.get(request.path, self._not_found)()
+    def render_GET(self, request: Request) -> int:
+        Deferred.fromCoroutine(self._answer(request)).addErrback(lambda failure: log.failure("unexpected", failure))
+        return NOT_DONE_YET
+
+    render_HEAD = render_GET  # the request leaves the body out itself
+
+    async def _answer(self, request: Request) -> None:
+        gone = []
+        request.notifyFinish().addErrback(gone.append)
+        status, content_type, body = await self._page(request)
+        if gone:
+            return
         request.setResponseCode(status)
         request.setHeader(b"content-type", content_type.encode())
-        return body
+        request.setHeader(b"content-length", b"%d" % len(body))
+        request.write(body)
+        request.finish()
 
-    def render_HEAD(self, request: Request) -> bytes:
-        # Said here, or the server would leave the body out and log a warning.
-        request.setHeader(b"content-length", b"%d" % len(self.render_GET(request)))
-        return b""
+    async def _page(self, request: Request) -> tuple[int, str, bytes]:
+        """Status, content type and body."""
+        if request.path == b"/metrics":
+            return await self._metrics(request)
+        if request.path == b"/healthz":
+            return 200, PLAIN, b"ok\n"
+        if request.path == b"/readyz":
+            state = self._readiness()
+            return 200 if state == "ok" else 503, PLAIN, state.encode() + b"\n"
+        return 404, PLAIN, b"not found; there are /metrics, /healthz and /readyz\n"
 
-    def _metrics(self) -> Page:
-        return 200, CONTENT_TYPE_LATEST, generate_latest(self._registry)
+    async def _metrics(self, request: Request) -> tuple[int, str, bytes]:
+        types, encodings = _accepted(request, "accept"), _accepted(request, "accept-encoding")
+        openmetrics = types.get("application/openmetrics-text", 0)
+        content_type = OPENMETRICS if openmetrics and openmetrics >= types.get("text/plain", 0) else TEXT
+        try:
+            body = await self._scrape(content_type)
+        except Exception:
+            log.failure("the metrics could not be shown")
+            return 500, PLAIN, b"the metrics cannot be shown; the log says why\n"
+        request.setHeader(b"vary", b"accept, accept-encoding")
+        if encodings.get("gzip", encodings.get("*", 0)):
+            request.setHeader(b"content-encoding", b"gzip")
+            body = gzip.compress(body, GZIP_LEVEL)
+        return 200, content_type, body
 
-    def _healthz(self) -> Page:
-        return 200, TEXT, b"ok\n"
 
-    def _readyz(self) -> Page:
-        state = self._readiness()
-        return 200 if state == "ok" else 503, TEXT, state.encode() + b"\n"
-
-    def _not_found(self) -> Page:
-        return 404, TEXT, b"not found; there are /metrics, /healthz and /readyz\n"
+def _accepted(request: Request, header: str) -> dict[str, float]:
+    """What a client takes, by its name, and how much it likes it: 0 to 1."""
+    weights = {}
+    for item in ",".join(request.requestHeaders.getRawHeaders(header, [])).lower().split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        weight = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        try:
+            weights[name] = max(float(weight), weights.get(name, 0.0))
+        except ValueError:
+            pass  # a weight that is none: as if it were not there
+    return weights

@@ -5,6 +5,7 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 
 from kvcore.errors import StorageError
 from kvnet.maintenance import Maintenance
+from kvnet.metrics import Metrics
 from tests.support import StoreCase
 from tests.test_protocol import HandReactor
 from tests.test_recovery import SMALL
@@ -58,7 +59,7 @@ class PacingTest(StoreCase):
         super().setUp()
         self.store = FakeStore()
         self.reactor = HandReactor()
-        self.maintenance = Maintenance(self.store, self.reactor, self.reactor)
+        self.maintenance = Maintenance(self.store, Metrics(), self.reactor, self.reactor)
         self.maintenance.start()
         self.addCleanup(self.maintenance.stop)
 
@@ -134,7 +135,7 @@ class RealTest(StoreCase):
     def test_space_comes_back_by_itself(self):
         store = self.open(segment_size=SMALL, autoflush=False, compression=False)
         reactor = HandReactor()
-        maintenance = Maintenance(store, reactor, reactor)
+        maintenance = Maintenance(store, Metrics(), reactor, reactor)
         maintenance.start()
         model = {}
         for step in range(6000):

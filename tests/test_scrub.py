@@ -8,7 +8,8 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 import kvcore
 from kvcore.scrub import Scrub
 from kvnet import scrubber
-from kvnet.metrics import Collector, Metrics
+from kvnet.families import FAMILIES, Sources
+from kvnet.metrics import Metrics
 from kvnet.scrubber import Scrubber
 from tests.probe import BadBlocks
 from tests.test_protocol import HandReactor
@@ -142,7 +143,8 @@ class ScrubberTest(ScrubCase):
         super().setUp()
         self.reactor = HandReactor()
         self.patch(scrubber, "RATE", 1 << 20)
-        self.scrubber = Scrubber(self.store, self.reactor, self.reactor)
+        self.metrics = Metrics()
+        self.scrubber = Scrubber(self.store, self.metrics, self.reactor, self.reactor)
         self.events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
         self.scrubber.start()
         self.addCleanup(self.scrubber.stop)
@@ -228,12 +230,8 @@ class ScrubberTest(ScrubCase):
         self.flip(self.paths[0], self.found[7][0] + 500)
         self.reactor.advance(60)
         self.one_pass()
-        values = {
-            sample.name: sample.value
-            for family in Collector(Metrics(), self.store, self.scrubber.scrub).collect()
-            for sample in family.samples
-            if "scrub" in sample.name
-        }
+        sources = Sources(self.metrics, self.store, self.scrubber.scrub, None, None, {})
+        values = {family.name: family.read(sources) for family in FAMILIES if "scrub" in family.name}
         self.assertEqual(values, {
             "kvstore_scrubbed_bytes_total": sum(os.path.getsize(path) - HEADER for path in self.paths),
             "kvstore_scrub_damaged_ranges": 1,

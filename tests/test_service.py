@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 
-from prometheus_client.core import GaugeMetricFamily
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.error import CannotListenError
@@ -129,9 +128,6 @@ class FakeParts:
     def abort(self):
         self.steps.append("abort")
 
-    def collect(self):
-        yield GaugeMetricFamily("kvstore_keys", "Keys in the store.", 3)
-
 
 class FakeScrubber:
     scrub = None
@@ -153,11 +149,9 @@ class ServerTests(SynchronousTestCase):
         self.opened = None
         self.open_error = None
         self.patch(kvcore, "open", self.open)
-        self.patch(service, "Metrics", lambda: None)
         self.patch(service, "Ports", lambda reactor, metrics: reactor)
-        self.patch(service, "Collector", lambda metrics, store, scrub: self.parts)
         self.patch(service, "BackgroundThreads", lambda: self.reactor)
-        self.patch(service, "Scrubber", lambda store, reactor, threads: FakeScrubber())
+        self.patch(service, "Scrubber", lambda store, metrics, reactor, threads: FakeScrubber())
         self.patch(service, "Commit", lambda store, metrics, reactor, syncer: self.parts)
         self.patch(service, "TextFactory", lambda store, commit, metrics, reactor, **limits: self.parts)
         self.events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
