@@ -18,16 +18,15 @@ TEXT, OPENMETRICS = FORMATS
 
 
 class Exposition:
-    """The pages of a kvnet.families.Collector."""
+    """The pages of a kvnet.families.Collector, to which all commands that will be counted are known."""
 
     def __init__(self, collector):
         self._collector = collector
-        self._texts = {}
+        self._texts = {
+            content_type: _around_numbers(make(collector).decode()) for content_type, make in FORMATS.items()}
 
     def page(self, content_type):
         """The page of this type, one of FORMATS, as it is now (bytes)."""
-        if content_type not in self._texts:
-            self._texts[content_type] = _around_numbers(FORMATS[content_type](self._collector).decode())
         before, end = self._texts[content_type]
         numbers = map(repr, map(float, self._collector.numbers()))
         return "".join(chain(chain.from_iterable(zip(before, numbers, strict=True)), [end])).encode()

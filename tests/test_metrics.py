@@ -102,8 +102,6 @@ class TableTests(MetricsCase):
 
 class PageTests(MetricsCase):
     def test_the_pages_are_those_that_prometheus_client_makes(self):
-        self.exposition.page(TEXT)
-        self.exposition.page(OPENMETRICS)
         self.session.feed(b"write a|1\rread a\rread b\rfoo\r")
         self.metrics.synced(0.001, 3)
         self.sources.process.look = lambda: None

@@ -153,6 +153,7 @@ class ServerTests(SynchronousTestCase):
         self.patch(service, "BackgroundThreads", lambda: self.reactor)
         self.patch(service, "Scrubber", lambda store, metrics, reactor, threads: FakeScrubber())
         self.patch(service, "Commit", lambda store, metrics, reactor, syncer: self.parts)
+        self.patch(service, "Exposition", lambda collector: None)
         self.patch(service, "TextFactory", lambda store, commit, metrics, reactor, **limits: self.parts)
         self.events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
 
