@@ -6,6 +6,7 @@ import time
 
 from twisted.internet.defer import Deferred, TimeoutError, succeed
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 
 from kvnet.process import descriptors_for_clients
 
@@ -13,6 +14,8 @@ PERIOD = 0.25  # seconds between looks at how late the reactor is
 PATIENCE = 1.0  # seconds that a scrape waits for the disk
 
 PAGE = resource.getpagesize()
+
+log = Logger()
 
 
 class Process:
@@ -48,19 +51,22 @@ class Disk:
         self._path = path
         self._reactor = reactor
         self._asking = None
+        self._stopped = False
         self.free_bytes = self.size_bytes = self.backup_at = 0
 
     def look(self):
         """Take the figures. Returns a Deferred that fires when that is done, or takes too long: then the old ones stand."""
-        if self._asking is not None:
+        if self._asking is not None or self._stopped:
             return succeed(None)
         looked = Deferred()
         self._asking = deferToThreadPool(self._reactor, self._reactor.getThreadPool(), self._ask)
+        self._asking.addErrback(lambda failure: log.failure("the disk could not be asked", failure))
         self._asking.addCallback(self._answered, looked)
         return looked.addTimeout(PATIENCE, self._reactor).addErrback(lambda failure: failure.trap(TimeoutError))
 
     def stop(self):
-        """Returns a Deferred that fires when the disk is not being asked."""
+        """Ask no more. Returns a Deferred that fires when the disk is not being asked."""
+        self._stopped = True
         ended = Deferred()
         if self._asking is None:
             return succeed(None)

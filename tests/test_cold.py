@@ -9,6 +9,7 @@ import resource
 from kvnet.metrics import Metrics
 from kvnet.residency import Residency
 from kvnet.session import Session, command_rows
+from kvnet.warmer import Warmer
 from tests.probe import ColdFiles
 from tests.support import StoreCase
 from tests.test_protocol import STATUS, ConnectionCase
@@ -174,6 +175,21 @@ class WaitTest(ColdCase):
         self.settle()
         self.assertEqual(
             [transport.taken() for _, transport in clients], [self.pairs[b"key%03d" % (5 * i)] + b"\r" for i in range(20)])
+
+    def test_reader_that_fails_is_counted_and_the_command_goes_on(self):
+        class Job:
+            def run(self):
+                pass
+
+            def finish(self):
+                raise ZeroDivisionError
+
+        self.serve()
+        done = []
+        Warmer(self.metrics, self.reactor).bring(Job(), lambda: done.append(True))
+        self.reactor.run_threads()
+        self.assertEqual((len(self.flushLoggedErrors(ZeroDivisionError)), done), (1, [True]))
+        self.assertEqual(self.metrics.failures, [0, 0, 0, 1])
 
     def test_page_that_cannot_be_read(self):
         self.serve()

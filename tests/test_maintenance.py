@@ -59,7 +59,8 @@ class PacingTest(StoreCase):
         super().setUp()
         self.store = FakeStore()
         self.reactor = HandReactor()
-        self.maintenance = Maintenance(self.store, Metrics(), self.reactor, self.reactor)
+        self.metrics = Metrics()
+        self.maintenance = Maintenance(self.store, self.metrics, self.reactor, self.reactor)
         self.maintenance.start()
         self.addCleanup(self.maintenance.stop)
 
@@ -114,7 +115,7 @@ class PacingTest(StoreCase):
         self.reactor.run_threads()
         self.reactor.pump([0.5] * 100)
         self.assertNotIn("run never", self.store.trace)
-        self.assertEqual(self.reactor.work, [])
+        self.assertEqual((self.reactor.work, self.metrics.failures), ([], [1, 0, 0, 0]))
         self.reactor.pump([0.5] * 30)
         self.reactor.run_threads()
         self.assertIn("finish b", self.store.trace)

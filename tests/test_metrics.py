@@ -1,13 +1,23 @@
 """The table of metrics: what is exported is what it says, in every form, and its document is fresh."""
 
+import gzip
 import importlib.util
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
 from pathlib import Path
+from unittest import SkipTest
 
 from prometheus_client import parser as text_parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
 
+import kvcore
 from kvcore.scrub import Scrub
+from kvnet.client import Client, ClientError
 from kvnet.commit import Commit
 from kvnet.exposition import FORMATS, OPENMETRICS, TEXT, Exposition
 from kvnet.families import FAMILIES, Collector, Sources
@@ -15,6 +25,7 @@ from kvnet.metrics import Metrics
 from kvnet.session import Session, command_rows
 from kvnet.tap import Options
 from kvnet.vitals import Disk
+from tests.daemon import PATIENCE, Daemon
 from tests.support import StoreCase
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -26,6 +37,15 @@ PARSERS = {
     TEXT: text_parser.text_string_to_metric_families,
     OPENMETRICS: openmetrics_parser.text_string_to_metric_families,
 }
+
+
+def samples_of(page, content_type):
+    """{(name of a sample, *its label values by the labels' names): number}, in the order of the page."""
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in PARSERS[content_type](page)
+        for sample in family.samples
+    }
 
 
 class MetricsCase(StoreCase):
@@ -43,13 +63,8 @@ class MetricsCase(StoreCase):
         self.exposition = Exposition(self.collector)
 
     def samples(self, content_type=OPENMETRICS):
-        """What a scraper has: {(name of a sample, *its label values by the labels' names): number}."""
-        page = self.exposition.page(content_type).decode()
-        return {
-            (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-            for family in PARSERS[content_type](page)
-            for sample in family.samples
-        }
+        """What a scraper has."""
+        return samples_of(self.exposition.page(content_type).decode(), content_type)
 
 
 class TableTests(MetricsCase):
@@ -100,19 +115,66 @@ class TableTests(MetricsCase):
         self.assertEqual(self.samples().keys(), before)
 
 
+class ServerTests(SynchronousTestCase):
+    """A real server, scraped as Prometheus does it."""
+
+    def setUp(self):
+        directory = os.path.abspath(self.mktemp())
+        os.makedirs(directory)
+        self.began = time.time()
+        self.daemon = Daemon(directory, "--data-dir=data", "--fsync=always", "--max-connections=123")
+        self.addCleanup(self.daemon.kill)
+
+    def scrape(self, **headers):
+        """The headers and the body of the page."""
+        host, port = self.daemon.addresses["metrics"][0]
+        with urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/metrics", headers=headers)) as answer:
+            return answer.headers, answer.read()
+
+    def test_what_was_done_is_told(self):
+        with Client("127.0.0.1", self.daemon.port) as client:
+            client.write("a", b"1")
+            client.read("a")
+            self.assertRaises(ClientError, client.read, "b")
+        headers, body = self.scrape(**{
+            "Accept": "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3",
+            "Accept-Encoding": "gzip"})
+        self.assertEqual((headers["Content-Type"], headers["Content-Encoding"]), (OPENMETRICS, "gzip"))
+        found = samples_of(gzip.decompress(body).decode(), OPENMETRICS)
+        for name, *labels, number in (
+            ("kvstore_keys", 1),
+            ("kvstore_commands_total", "write", "ok", "text", 1),
+            ("kvstore_commands_total", "read", "miss", "text", 1),
+            ("kvstore_fsync_seconds_count", 1),
+            ("kvstore_unsynced_age_seconds", 0),
+            ("kvstore_max_connections", 123),
+            ("kvstore_connections_opened_total", 1),
+        ):
+            self.assertEqual(found[name, *labels], number, name)
+        self.assertIn(kvcore.__version__, next(labels for name, *labels in found if name == "kvstore_build_info"))
+        self.assertIn("always", next(labels for name, *labels in found if name == "kvstore_options_info"))
+        space = os.statvfs(".")
+        self.assertEqual(found["kvstore_filesystem_size_bytes",], space.f_blocks * space.f_frsize)
+        self.assertGreater(found["kvstore_private_memory_bytes",], 1 << 20)
+        # The kernel counts it in hundredths of a second.
+        self.assertTrue(self.began - 1 < found["process_start_time_seconds",] <= time.time())
+
+    def test_promtool_has_nothing_to_say(self):
+        if shutil.which("promtool") is None:
+            raise SkipTest("needs promtool (Debian: prometheus)")
+        done = subprocess.run(
+            ["promtool", "check", "metrics"], input=self.scrape()[1], capture_output=True, timeout=PATIENCE, check=False)
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, b"", b""))
+
+
 class PageTests(MetricsCase):
     def test_the_pages_are_those_that_prometheus_client_makes(self):
         self.session.feed(b"write a|1\rread a\rread b\rfoo\r")
         self.metrics.synced(0.001, 3)
         self.sources.process.look = lambda: None
         for content_type, make in FORMATS.items():
-            found = self.samples(content_type)
-            expected = {
-                (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-                for family in PARSERS[content_type](make(self.collector).decode())
-                for sample in family.samples
-            }
-            self.assertEqual(list(found.items()), list(expected.items()))
+            expected = samples_of(make(self.collector).decode(), content_type)
+            self.assertEqual(list(self.samples(content_type).items()), list(expected.items()))
 
     def test_numbers_are_those_of_the_server(self):
         self.session.feed(b"write a|1\rwrite a|2\rread a\rread b\rfoo\r")

@@ -225,9 +225,11 @@ class GroupCommitTest(ConnectionCase):
         self.reactor.advance(0)
         self.assertEqual(transport.taken(), b"")
         self.assertGreater(self.store.unsynced, 0)
+        self.reactor.advance(3)
+        self.assertEqual(self.commit.unsynced_age, 3)
         self.reactor.run_threads()
         self.assertEqual(transport.taken(), b"success\r" + STATUS)
-        self.assertEqual(self.store.unsynced, 0)
+        self.assertEqual((self.store.unsynced, self.commit.unsynced_age), (0, 0))
 
     def test_one_sync_covers_a_turn_and_the_next_what_came_meanwhile(self):
         self.serve(fsync="always")
@@ -242,6 +244,7 @@ class GroupCommitTest(ConnectionCase):
         self.assertEqual(len(self.reactor.work), 1)
         self.reactor.run_threads()
         self.assertEqual([transport.taken() for _, transport in clients], [b"success\r", b"success\r", b""])
+        self.assertEqual((self.store.unsynced > 0, self.commit.unsynced_age), (True, 0))
         self.reactor.advance(0)
         self.assertEqual(len(self.reactor.work), 1)
         self.reactor.run_threads()
@@ -308,8 +311,9 @@ class EverysecTest(ConnectionCase):
         self.assertEqual(transport.taken(), b"success\r")
         self.assertGreater(self.store.unsynced, 0)
         self.reactor.pump([0.25] * 4)
+        self.assertEqual(self.commit.unsynced_age, 1)
         self.reactor.run_threads()
-        self.assertEqual(self.store.unsynced, 0)
+        self.assertEqual((self.store.unsynced, self.commit.unsynced_age), (0, 0))
         self.assertGreater(self.metrics.sync_good_at, 0)
 
     def test_writers_wait_while_the_last_good_sync_is_too_old(self):
@@ -335,9 +339,10 @@ class EverysecTest(ConnectionCase):
         self.serve(fsync="everysec")
         self.reactor.pump([0.25] * 100)
         self.reactor.run_threads()
+        self.assertEqual(self.commit.unsynced_age, 0)
         protocol, transport = self.connect()
         protocol.dataReceived(b"write a|1\r")
-        self.assertEqual(transport.taken(), b"success\r")
+        self.assertEqual((transport.taken(), self.commit.unsynced_age), (b"success\r", 0))
 
     def test_stop_waits_for_the_sync_under_way(self):
         self.serve(fsync="everysec")

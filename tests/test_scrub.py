@@ -221,6 +221,7 @@ class ScrubberTest(ScrubCase):
         self.one_pass()
         (line,) = self.lines()
         self.assertIn("the scrub failed, tried again in 3600 s: cannot open", line)
+        self.assertEqual(self.metrics.failures, [0, 1, 0, 0])
         os.rename(link, self.paths[0])
         self.reactor.advance(3600)
         self.one_pass()

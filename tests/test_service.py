@@ -312,6 +312,7 @@ class ServerTests(SynchronousTestCase):
         self.reactor.do_work()
         self.assertIn("cannot sync d: no", self.lines(LogLevel.critical))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertEqual(server._metrics.failures, [0, 0, 2, 0])
         self.successResultOf(server.stopService())
 
 
