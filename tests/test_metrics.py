@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import time
 import urllib.request
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import SkipTest
 
 from prometheus_client import parser as text_parser
@@ -113,6 +115,45 @@ class TableTests(MetricsCase):
         self.metrics.synced(0.001, 3)
         self.metrics.failed("scrub")
         self.assertEqual(self.samples().keys(), before)
+
+
+class CompletenessTests(MetricsCase):
+    """Each thing that is counted has its own number on the page, once."""
+
+    def assertShown(self, things):
+        """These numbers, all different, are on the page."""
+        numbers = [family.read(self.sources) for family in FAMILIES if not family.labels and not family.bounds]
+        self.assertEqual(sorted(number for number in numbers if number in things.values()), sorted(things.values()))
+
+    def test_counters(self):
+        members = {name for name in vars(Metrics) if type(getattr(self.metrics, name)) in (int, float)}
+        counters = {name: 1000 + number for number, name in enumerate(sorted(members))}
+        for name, number in counters.items():
+            setattr(self.metrics, name, number)
+        self.assertGreater(len(counters), 10)
+        self.assertShown(counters)
+
+    def test_figures_of_the_store(self):
+        figures = {name: 1000 + number for number, name in enumerate(self.store.stats())}
+        self.sources.stats = figures
+        del figures["flushes"]  # for the engine's own tests
+        self.assertShown(figures)
+
+    def test_what_opening_found(self):
+        found = {name: 1000 + number for number, name in enumerate(self.store.recovery)}
+        for name in ("messages", "checkpoint", "segments"):  # the log tells them; kvstore_segments is what there is now
+            del found[name]
+        self.sources.store = SimpleNamespace(recovery=found, state="ok")
+        self.sources.commit = SimpleNamespace(unsynced_age=0)
+        self.sources.stats = defaultdict(int)
+        self.assertShown(found)
+
+    def test_the_process_is_looked_at_for_each_page(self):
+        looks = []
+        self.sources.process.look = lambda: looks.append(True)
+        self.exposition.page(TEXT)
+        self.exposition.page(TEXT)
+        self.assertEqual(len(looks), 2)
 
 
 class ServerTests(SynchronousTestCase):

@@ -222,6 +222,8 @@ class GroupCommitTest(ConnectionCase):
         protocol, transport = self.connect()
         protocol.dataReceived(b"status\rwrite a|1\rstatus\r")
         self.assertEqual(transport.taken(), STATUS)
+        self.reactor.rightNow += 5
+        self.assertEqual(self.commit.unsynced_age, 0)
         self.reactor.advance(0)
         self.assertEqual(transport.taken(), b"")
         self.assertGreater(self.store.unsynced, 0)

@@ -20,6 +20,7 @@ from kvcore.errors import LockedError, StorageError
 from kvnet import service, tap
 from kvnet.listen import Listener
 from kvnet.process import StartError
+from kvnet.vitals import PERIOD
 from tests.daemon import environment
 
 
@@ -294,6 +295,21 @@ class ServerTests(SynchronousTestCase):
         self.reactor.do_work()
         self.successResultOf(stopped)
         self.assertEqual(self.steps[2:], ["run", "finish", "close the store"])
+
+    def test_the_disk_is_asked_no_more_before_the_store_closes(self):
+        server = self.start("--metrics=off", "--text=off")
+        server._disk.look()
+        self.steps.clear()
+        stopped = server.stopService()
+        self.assertEqual(self.steps, ["drain"])
+        self.reactor.do_work()
+        self.successResultOf(stopped)
+        self.assertEqual(self.steps[-1], "close the store")
+
+    def test_lag_is_watched(self):
+        server = self.start("--metrics=off", "--text=off")
+        self.reactor.advance(1)
+        self.assertEqual(server._metrics.lag_numbers()[-1], 1 - PERIOD)
 
     def test_background_work_that_fails_is_logged(self):
         class Job:
