@@ -314,11 +314,12 @@ cdef class Store:
     def stats(self):
         """Counts, sizes and times (dict of str to int or float): keys, segments, bytes, seconds, and totals since opening.
 
-        Right after thousands of keys have expired at once, "keys" still counts some of them.
+        Right after thousands of keys have expired at once, "keys" still counts some of them; with an executor, until sweep().
         """
-        sweep(self, SWEPT)
-        return collect_stats(self.log, self.index, self.deadlines, self.compaction) | {
-            "unsynced_bytes": self.unsynced, "flushes": self.flushes, "damaged_reads": self.damaged_reads}
+        if self.worker is not None:
+            sweep(self, SWEPT)
+        own = {"unsynced_bytes": self.unsynced, "flushes": self.flushes, "damaged_reads": self.damaged_reads}
+        return own | collect_stats(self.log, self.index, self.deadlines, self.compaction)
 
 
 # The part of close that may fail: everything on the disk, a checkpoint.

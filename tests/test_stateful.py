@@ -469,8 +469,8 @@ class StoreMachine(RuleBasedStateMachine):
         if self.current != self.flushed and self.count % 8:
             return  # the rest would flush
         with self.doing():
-            stats = store.stats()
-            assert (len(store), stats["keys"]) == (len(alive), len(alive)), ("len", len(store), stats["keys"], len(alive))
+            count, stats = len(store), store.stats()  # in this order: len() sweeps
+            assert (count, stats["keys"]) == (len(alive), len(alive)), ("len", count, stats["keys"], len(alive))
             if not self.compression:
                 assert stats["live_bytes"] == sum(
                     HEADER + len(key) + len(value) + (self.current[key][1] is not None) * DEADLINE
