@@ -7,12 +7,12 @@ when there are as many commands as can be counted.
 from itertools import chain
 
 from prometheus_client import generate_latest
-from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 # Content type: who makes a page of that type of a Collector.
 FORMATS = {
     "text/plain; version=0.0.4; charset=utf-8": generate_latest,
-    openmetrics.CONTENT_TYPE_LATEST: openmetrics.generate_latest,
+    "application/openmetrics-text; version=1.0.0; charset=utf-8": generate_openmetrics,
 }
 TEXT, OPENMETRICS = FORMATS
 
