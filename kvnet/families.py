@@ -159,6 +159,7 @@ DURABILITY = (
         "kvstore_last_fsync_timestamp_seconds",
         "Unix time of the last good sync; 0: none yet. A server that nobody writes to does not sync.",
         lambda s: s.metrics.sync_good_at,
+        apart="a server that nobody writes to does not sync; kvstore_unsynced_age_seconds says whether one is due",
     ),
     _stat(_gauge, "kvstore_unsynced_bytes", "Bytes written but not yet known to be on the disk.", "unsynced_bytes"),
     _gauge(
