@@ -314,7 +314,7 @@ cdef class Store:
     def stats(self):
         """Counts, sizes and times (dict of str to int or float): keys, segments, bytes, seconds, and totals since opening.
 
-        Right after thousands of keys have expired at once, "keys" still counts some of them; with an executor, until sweep().
+        Right after thousands of keys have expired at once "keys" still counts some of them; with an executor, until sweep().
         """
         if self.worker is not None:
             sweep(self, SWEPT)
