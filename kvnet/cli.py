@@ -8,9 +8,10 @@ import sys
 
 import click
 
-from kvnet import offline
+from kvnet import monitor, offline, stats
 from kvnet.bench.command import bench
 from kvnet.client import Client, ClientError
+from kvnet.health import health
 
 
 class _Failed(click.ClickException):
@@ -188,12 +189,11 @@ def compact(directory: str) -> None:
 
 
 @main.command()
-@click.option("--verbose", is_flag=True, help="Ask the monitoring port for state, sizes, last sync and backup, damage.")
-@click.option(
-    "--metrics-port", type=click.IntRange(1, 65535), default=9464, show_default=True, help="That port, for --verbose.")
+@click.option("--verbose", is_flag=True, help="Ask the monitoring port as well, and print the table of kvstore stats.")
+@stats.metrics_option
 @_at_server
 @click.pass_obj
-def status(server: dict[str, str], verbose: bool, metrics_port: int) -> None:
+def status(server: dict[str, str], verbose: bool, metrics: str) -> None:
     """Print what the server says about itself.
 
     With --verbose the exit status is also 1 when the server cannot do all of its work: the disk is full, say.
@@ -201,15 +201,14 @@ def status(server: dict[str, str], verbose: bool, metrics_port: int) -> None:
     with _client(server) as client:
         click.echo(client.status())
     if verbose:
-        from kvnet import monitor
-
+        place = stats.monitoring_place(server, metrics)
         try:
-            ready, lines = monitor.report(server["host"], metrics_port)
+            state, look = stats.take(place)
         except monitor.MonitorError as error:
             raise _Failed(str(error)) from error
-        click.echo("\n".join(lines))
-        sys.exit(0 if ready else 1)
+        click.echo("\n".join(stats.lines(place, state, look, None)))
+        sys.exit(0 if state == "ok" else 1)
 
 
-for command in (*offline.COMMANDS, bench):
+for command in (*offline.COMMANDS, health, stats.stats, bench):
     main.add_command(command)
