@@ -35,7 +35,7 @@ SOURCES := $(CYTHON_SOURCES) $(wildcard kvcore/*.h)
 MODE := $(if $(filter-out 0,$(KVSTORE_DEBUG)),debug,release)
 BUILT := build/$(MODE).stamp
 
-.PHONY: run test test-long build debug sanitize coverage fuzz soak bench bench-engine lint clean
+.PHONY: run test test-long build debug sanitize coverage fuzz soak bench bench-engine image-test lint clean
 .DELETE_ON_ERROR:
 
 run: $(INSTALLED) $(BUILT)
@@ -93,6 +93,10 @@ bench: $(BENCH) $(BUILT)
 
 bench-engine: $(BENCH) $(BUILT)
 	$(BIN)/python benchmarks/engine.py --docs $(ARGS)
+
+# The Dockerfile's steps and what they make, without a container engine; ROOT is a Debian root: see tools/image.py.
+image-test:
+	$(PYTHON) tools/image.py $(ROOT)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
