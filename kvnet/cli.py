@@ -4,6 +4,7 @@ Only `serve` imports Twisted: the other commands should start as quickly as they
 """
 
 import os
+import signal
 import sys
 
 import click
@@ -107,6 +108,9 @@ def main() -> None:
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 def serve(options: tuple[str, ...]) -> None:
     """Run the server; see kvstore serve --help."""
+    # The imports take a while; process 1 of a container would not hear a signal that has no handler yet.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     from twisted.scripts import twistd
 
     sys.argv[1:] = ["--nodaemon", "--pidfile=", "kvstore", *options]

@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -99,6 +100,19 @@ class ProcessTests(SynchronousTestCase):
             status, out, err = daemon.stop(signal.SIGINT)
         self.assertEqual((status, err), (0, ""), out)
         self.assertNotIn("Traceback", out)
+
+    def test_a_signal_that_comes_before_twisted_is_there(self):
+        program = (
+            "import os, signal, sys\n"
+            "class Sender:\n"
+            "    def find_spec(self, name, *more):\n"
+            "        if name == 'twisted.scripts': os.kill(os.getpid(), signal.{})\n"
+            "sys.meta_path.insert(0, Sender())\n"
+            "from kvnet.cli import main; main(['serve', '--text=0', '--metrics=off'])"
+        )
+        for name in ("SIGTERM", "SIGINT"):
+            self.assertEqual(run(self.directory, sys.executable, "-c", program.format(name)), (0, "", ""))
+        self.assertEqual(self.files(), [])
 
     def test_directory_of_another_server(self):
         daemon = self.start()
