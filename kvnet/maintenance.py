@@ -30,7 +30,7 @@ def state_in_words(store):
 
 
 class Maintenance:
-    """Looks after one store. store: kvcore.Store; metrics: Metrics; reactor: provides time and callLater; threads: a pool."""
+    """Looks after a store (kvcore.Store). metrics: Metrics; reactor: provides time and callLater; threads: a pool."""
 
     def __init__(self, store, metrics, reactor, threads):
         self._store = store
