@@ -57,6 +57,7 @@ def _stop_on_signals(reactor) -> None:
 
     With the reactor's own handlers twistd ends by raising the signal again.
     """
+    signals = (signal.SIGTERM, signal.SIGINT)
     stopping = False
 
     def stop(number, frame):
@@ -66,12 +67,13 @@ def _stop_on_signals(reactor) -> None:
             reactor.callFromThread(reactor.stop)
 
     def install():
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        for number in signals:
+            signal.signal(number, stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
-    # Now, for a signal that comes while the store is opened: the reactor then stops as soon as it runs. And
-    # again when it runs, because it has put its own handlers in place.
-    install()
+    # The reactor puts its own handlers in place when it begins to run. What comes before ours stand is kept until
+    # then; while the store is opened nothing could be stopped anyway.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     reactor.callWhenRunning(install)
 
 

@@ -114,6 +114,16 @@ class ProcessTests(SynchronousTestCase):
             self.assertEqual(run(self.directory, sys.executable, "-c", program.format(name)), (0, "", ""))
         self.assertEqual(self.files(), [])
 
+    def test_a_signal_in_the_first_moment(self):
+        """When the reactor has put its own handlers in place, and ours do not stand yet."""
+        program = (
+            "import os, signal, sys; from twisted.internet import reactor; from twisted.scripts import twistd; "
+            "reactor.addSystemEventTrigger('during', 'startup', os.kill, os.getpid(), signal.SIGTERM); twistd.run()")
+        words = ["--nodaemon", "--pidfile=", "kvstore", "--text=0", "--metrics=off"]
+        status, out, err = run(self.directory, sys.executable, "-c", program, *words)
+        self.assertEqual((status, err), (0, ""))
+        self.assertIn("kvstore stopped\n", out)
+
     def test_directory_of_another_server(self):
         daemon = self.start()
         for command in (TWISTD_FOREGROUND, KVSTORE_SERVE):
