@@ -111,7 +111,6 @@ class Commit:
             job.finish()
         except KVError as error:
             self._metrics.sync_failures += 1
-            log.error("a sync failed, nothing more is written: {reason}", reason=str(error))
             self._fail(group, error)
         else:
             self._metrics.synced(job.seconds, len(group))

@@ -17,6 +17,7 @@ QUIET = 5.0  # seconds without a write after which the store counts as idle
 SHARE = 3  # while clients write, pauses last so many times as long as the step before
 LONGEST_PAUSE = 0.1  # seconds
 SWEEP_PAUSE = 0.005  # seconds between slices of keys that have expired
+CALM = 10.0  # seconds after which a store that is well again is said to be; a full disk may come and go
 BACK_OFF = 60.0  # seconds after a failure, for a full disk to be noticed
 
 log = Logger()
@@ -46,7 +47,8 @@ class Maintenance:
         self._stopped = None
         self._written = -1
         self._written_at = reactor.seconds()
-        self._state = "ok"
+        self._state = "ok"  # as it was told last
+        self._bad_at = 0.0
         self._not_before = 0.0
 
     def start(self):
@@ -88,7 +90,7 @@ class Maintenance:
         written = self._store.stats()["written_bytes"]
         if written != self._written:
             self._written, self._written_at = written, now
-        self._tell_state()
+        self._tell_state(now)
         if self._next_sweep is None:
             self._sweep()
         if self._steps is not None or self._running or now < self._not_before:
@@ -100,10 +102,13 @@ class Maintenance:
         if self._steps is not None:
             self._next()
 
-    def _tell_state(self):
-        if self._store.state != self._state:
-            self._state = self._store.state
-            (log.info if self._state == "ok" else log.error)("the store is {state}", state=state_in_words(self._store))
+    def _tell_state(self, now):
+        state = self._store.state
+        if state != "ok":
+            self._bad_at = now
+        if state != self._state and (state != "ok" or now - self._bad_at >= CALM):
+            self._state = state
+            (log.info if state == "ok" else log.error)("the store is {state}", state=state_in_words(self._store))
 
     def _next(self):
         self._next_call = None

@@ -11,7 +11,6 @@ from kvnet.transport import DirectServer, DirectUNIXServer, Hub
 
 ACCEPTS = 32  # clients taken a turn: about a millisecond
 PAUSE = 0.5  # seconds until another look when descriptors are short
-QUIET = 60.0  # seconds without another line about it
 # What accept() answers about the client and not about us.
 CLIENT_GONE = (errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.EINTR)
 SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -25,7 +24,6 @@ class Ports:
     def __init__(self, reactor, metrics):
         self.reactor = reactor
         self._metrics = metrics
-        self._told_at = None
         self._hub = Hub(reactor)
 
     def __getattr__(self, name):
@@ -46,12 +44,9 @@ class Ports:
         return port
 
     def short(self, why: str) -> None:
-        """A port pauses. It is counted, and told now and then."""
+        """A port pauses."""
         self._metrics.accept_pauses += 1
-        now = self.reactor.seconds()
-        if self._told_at is None or now - self._told_at >= QUIET:
-            self._told_at = now
-            log.warn("no clients are accepted for now: {why}; those who come wait", why=why)
+        log.warn("no clients are accepted for now: {why}; those who come wait", why=why)
 
 
 class _Bounded:

@@ -3,12 +3,15 @@
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer
 from twisted.internet.protocol import Factory, Protocol
+from twisted.logger import Logger
 from zope.interface import implementer
 
 from kvnet.residency import Residency
 from kvnet.session import Session, command_rows
 from kvnet.transport import Direct
 from kvnet.warmer import Warmer
+
+log = Logger()
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -191,6 +194,7 @@ class TextFactory(Factory):
     def buildProtocol(self, addr):
         if len(self.connections) >= self.max_connections:
             self.metrics.connections_refused += 1
+            log.warn("a client was turned away: {limit} are connected (--max-connections)", limit=self.max_connections)
             return None
         return super().buildProtocol(addr)
 

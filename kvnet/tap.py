@@ -154,6 +154,13 @@ OPTIONS = (
         _number(0, 31_536_000),
         "close a text connection that was silent for so long; 0: never",
     ),
+    Option(
+        "log-format",
+        "text|json",
+        "text",
+        _one_of("text", "json"),
+        "how a line of the log is written. json: one object a line",
+    ),
 )
 
 _INTRO = """\
@@ -230,15 +237,22 @@ class Options(usage.Options):
                 self[option.name] = option.parse(text)
             except ValueError as error:
                 raise usage.UsageError(f"{source}: {error}") from None
+        if self["log-format"] == "json" and self.parent is not None and (self.parent["syslog"] or self.parent["logger"]):
+            raise usage.UsageError("--log-format=json does not go together with --syslog or --logger of twistd")
 
 
 def makeService(options):
     """The service that twistd runs."""
     from twisted.internet import reactor
 
-    from kvnet import process
+    from kvnet import logs, process
     from kvnet.service import Server
 
-    if options.parent is not None:  # twistd runs us: the process is ours
-        process.take_over(reactor, daemonize=not options.parent["nodaemon"])
-    return Server(reactor, options)
+    server = Server(reactor, options)
+    if options.parent is None:
+        return server
+    # twistd runs us: the process is ours.
+    process.take_over(reactor, daemonize=not options.parent["nodaemon"])
+    root = logs.Root(logs.observer(reactor, options.parent, options["log-format"]))
+    server.setServiceParent(root)
+    return root

@@ -88,9 +88,9 @@ class PacingTest(StoreCase):
 
     def test_a_change_of_state_is_told_once(self):
         events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
-        for self.store.state in ("ok", "full", "full", "ok", "read-only", "read-only"):
+        for self.store.state, seconds in (("ok", 1), ("full", 1), ("ok", 9), ("full", 1), ("ok", 11), ("read-only", 1)):
             self.store.reason = "no more" if self.store.state == "read-only" else None
-            self.reactor.advance(0.5)
+            self.reactor.pump([0.5] * (2 * seconds))
         self.assertEqual([(event["log_level"], formatEvent(event)) for event in events], [
             (LogLevel.error, "the store is full: the disk has no space left; values are refused, reads and deletes go on"),
             (LogLevel.info, "the store is ok"),

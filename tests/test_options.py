@@ -55,6 +55,7 @@ class ValueTests(OptionsTestCase):
                 "dialect": "challenge",
                 "max-connections": 10000,
                 "idle-timeout": 0,
+                "log-format": "text",
             },
         )
 
@@ -113,6 +114,7 @@ class MistakeTests(OptionsTestCase):
             "dialect": ["", "klingon"],
             "max-connections": ["0", "1000001", "many", "-5"],
             "idle-timeout": ["-1", "1.5", "soon"],
+            "log-format": ["", "JSON", "xml"],
         }.items():
             for text in texts:
                 self.assertRefused([f"--{name}={text}"], f"--{name}: ")
@@ -141,6 +143,7 @@ class EnvironmentTests(OptionsTestCase):
             "dialect": ("escabelo", "escabelo"),
             "max-connections": ("3", 3),
             "idle-timeout": ("60", 60),
+            "log-format": ("json", "json"),
         }
         for option in tap.OPTIONS:
             self.environment[option.variable] = values[option.name][0]

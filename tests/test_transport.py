@@ -392,7 +392,7 @@ class PortTest(TransportCase):
         self.assertEqual(late.expect(1), STATUS)
 
     def test_short_of_descriptors(self):
-        """Who is connected is served, who comes waits, and one line tells."""
+        """Who is connected is served, who comes waits, and the same line tells each time."""
         events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
         server = self.serve()
         first, *others = self.crowd(server, 5)
@@ -407,7 +407,8 @@ class PortTest(TransportCase):
         first.send(b"status\r")
         self.assertEqual(first.expect(1), STATUS)
         lines = [formatEvent(event) for event in events if "accepted" in event["log_format"]]
-        self.assertEqual(len(lines), 1)
+        self.assertGreaterEqual(len(lines), 3)
+        self.assertEqual(len(set(lines)), 1)
         self.assertRegex(lines[0], r": \d+ files are open, .*; those who come wait$")
         self.patch(ports, "descriptors_for_clients", lambda: 1 << 20)
         for client in others:
