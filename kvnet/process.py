@@ -5,6 +5,7 @@ import math
 import os
 import resource
 import signal
+import socket
 import sys
 
 from twisted.logger import Logger
@@ -24,6 +25,7 @@ def take_over(reactor, daemonize: bool) -> None:
     """Make the process that of a server. Called once, before twistd becomes a daemon."""
     _stop_on_signals(reactor)
     reactor.callWhenRunning(_settle_memory)
+    reactor.callWhenRunning(_tell_ready)
     _report_start_errors(_DaemonReport.install(reactor) if daemonize else None)
 
 
@@ -31,6 +33,19 @@ def _settle_memory() -> None:
     """What there is now stays: the garbage collector need not go through it again and again."""
     gc.collect()
     gc.freeze()
+
+
+def _tell_ready() -> None:
+    """Tell systemd, when it waits for it (Type=notify, sd_notify(3)), that clients are served from now on."""
+    place = os.environ.get("NOTIFY_SOCKET")
+    if not place:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.connect("\0" + place[1:] if place[0] == "@" else place)
+            manager.sendall(b"READY=1")
+    except OSError as error:
+        log.warn("{place}, which NOTIFY_SOCKET names, was not told: {reason}", place=place, reason=error.strerror)
 
 
 def raise_descriptor_limit(clients: int) -> None:

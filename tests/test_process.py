@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from kvnet import tap
 from kvnet.client import Client
-from tests.daemon import KVSTORE_SERVE, TWISTD, TWISTD_FOREGROUND, Daemon, run
+from tests.daemon import KVSTORE_SERVE, PATIENCE, TWISTD, TWISTD_FOREGROUND, Daemon, run
 
 
 class ProcessTests(SynchronousTestCase):
@@ -123,6 +123,17 @@ class ProcessTests(SynchronousTestCase):
         status, out, err = run(self.directory, sys.executable, "-c", program, *words)
         self.assertEqual((status, err), (0, ""))
         self.assertIn("kvstore stopped\n", out)
+
+    def test_systemd_is_told_when_it_serves(self):
+        for place in (os.path.relpath(self.directory / "ready"), f"@kvstore-test-{os.getpid()}"):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+                manager.bind(place.replace("@", "\0"))
+                place = place if place[0] == "@" else os.path.abspath(place)
+                manager.settimeout(PATIENCE)
+                self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": place})
+                daemon = self.start()
+                self.assertEqual(manager.recv(100), b"READY=1")
+                self.assertEqual(daemon.stop()[0], 0)
 
     def test_directory_of_another_server(self):
         daemon = self.start()
