@@ -53,13 +53,18 @@ CONTENTS = {
     b"filler": b"", b"late": b"tartufo", b"margherita": b"mozzarella, pomodoro, basilico " * 40, b"one": b"1", b"two": b"2"}
 
 
+def write_format_1(directory):
+    """Make the directory."""
+    os.mkdir(directory)
+    for name, packed in FORMAT_1.items():
+        with open(os.path.join(directory, name), "wb") as f:
+            f.write(zlib.decompress(base64.b85decode(packed)))
+
+
 class GoldenTest(StoreCase):
     def setUp(self):
         super().setUp()
-        os.mkdir(self.dir)
-        for name, packed in FORMAT_1.items():
-            with open(os.path.join(self.dir, name), "wb") as f:
-                f.write(zlib.decompress(base64.b85decode(packed)))
+        write_format_1(self.dir)
 
     def test_reading(self):
         store = self.open()
