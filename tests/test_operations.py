@@ -5,13 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
-from twisted.trial.unittest import SynchronousTestCase
+from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 import kvcore
 from kvnet import tap
-from tests.daemon import PATIENCE, environment
+from kvnet.client import Client
+from tests.daemon import KVSTORE_SERVE, PATIENCE, Daemon, environment
 from tests.test_golden import CONTENTS, write_format_1
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -169,6 +171,40 @@ class UnitTest(SynchronousTestCase):
 
     def test_exposure(self):
         self.assertIn("Overall exposure level", self.analyze("security", "--offline=true", "--no-pager", "--threshold=20"))
+
+    def calls_of(self, words):
+        """The system calls that SystemCallFilter= means by words."""
+        for word in words:
+            if not word.startswith("@"):
+                yield word
+                continue
+            text = subprocess.run(
+                ["systemd-analyze", "syscall-filter", "--no-pager", word], capture_output=True, text=True, check=True).stdout
+            yield from self.calls_of(re.findall(r"^    ([@\w-]+)$", text, re.MULTILINE))
+
+    def test_the_server_is_let_do_what_it_does(self):
+        if shutil.which("strace") is None:
+            raise SkipTest("there is no strace")
+        directory = Path(self.mktemp()).absolute()
+        directory.mkdir()
+        command = ("strace", "-D", "-f", "-qq", "-o", "calls", *KVSTORE_SERVE)
+        daemon = Daemon(directory, "--segment-size=1MiB", "--fsync=always", command=command)
+        self.addCleanup(daemon.kill)
+        with Client("127.0.0.1", daemon.port) as client:
+            for number in range(300):
+                client.write(b"%d" % (number % 100), bytes(10_000))
+            client.read(b"1")
+            client.keys()
+        host, port = daemon.addresses["metrics"][0]
+        urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=PATIENCE).close()
+        self.assertEqual(daemon.stop()[0], 0)
+        made = set(re.findall(r"^\d+ +(\w+)\(", (directory / "calls").read_text("utf-8", "replace"), re.MULTILINE))
+        self.assertLess({"fdatasync", "setpriority", "recvfrom"}, made)
+        made.add("mincore")  # only when something was not in memory
+        let, forbidden = re.findall(r"^SystemCallFilter=(~?)(.*)$", UNIT.read_text(), re.MULTILINE)
+        self.assertEqual((let[0], forbidden[0]), ("", "~"))
+        self.assertEqual(sorted(made - set(self.calls_of(let[1].split()))), [])
+        self.assertEqual(sorted(made & set(self.calls_of(forbidden[1].split()))), [])
 
     def test_options_in_its_environment_are_options(self):
         names = re.findall(r"^Environment=(\w+)=", UNIT.read_text(), re.MULTILINE)
