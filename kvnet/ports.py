@@ -111,6 +111,7 @@ def descriptors_short(port) -> str | None:
     except OSError as error:
         return error.strerror
     os.close(free)
-    if free < descriptors_for_clients():
+    limit = descriptors_for_clients()
+    if free < limit:
         return None
-    return f"{free} files are open, and what the process may have beyond that (ulimit -n) is for the data"
+    return f"{limit} files are open, and what the process may have beyond that (ulimit -n) is for the data"

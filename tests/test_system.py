@@ -246,4 +246,4 @@ class DescriptorTest(SystemCase):
         self.assertEqual(self.page(daemon, "readyz"), (200, "ok\n"))
         status, out, _ = daemon.stop()
         self.assertEqual(status, 0)
-        self.assertLessEqual(out.count("no clients are accepted"), 1)  # that there were more
+        self.assertLessEqual(out.count("no clients are accepted"), 1, out)  # that there were more

@@ -1,5 +1,6 @@
 """What is looked at for the metrics: the process, a disk that may not answer, how late the reactor is."""
 
+import mmap
 import os
 import time
 
@@ -18,7 +19,10 @@ class ProcessTest(SynchronousTestCase):
         self.assertTrue(1 << 20 < process.private_bytes < process.resident_bytes, process.__dict__)
         self.assertTrue(0 < process.started_at < time.time())
         private, cpu = process.private_bytes, process.cpu_seconds
-        kept = os.urandom(32 << 20)
+        kept = mmap.mmap(-1, 32 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # not memory that was freed before
+        self.addCleanup(kept.close)
+        for _ in range(len(kept) >> 16):
+            kept.write(bytes(1 << 16))
         process.look()
         self.assertGreater(process.private_bytes - private, len(kept) // 2)
         self.assertGreater(process.cpu_seconds, cpu)
