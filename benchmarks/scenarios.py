@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import disturb
 import servers
@@ -137,6 +137,7 @@ EVERYSEC = (
 ALWAYS = (Case("always", 0), Case("always_1", 0, clients=1), Case("always_200", 0, clients=200),
           Case("always_32", 0, pipeline=32))
 NEVER = (Case("no", 0), Case("no_32", 0, pipeline=32))
+ALWAYS_FREE = (Case("always_free", 0),)
 
 
 def cases(bed, server, fsync, keys, mix, found):
@@ -157,6 +158,9 @@ def everysec(bed, server):
 def always(bed, server):
     """Each write on the disk before it is acknowledged."""
     yield from cases(bed, server, "always", bed.sizes.keys, fixed(16, 256), ALWAYS)
+    # A server may sync in one thread and serve in another: with a single processor that is worth little.
+    everywhere = replace(bed, processors=bed.processors | os.sched_getaffinity(0))
+    yield from cases(everywhere, server, "always", bed.sizes.keys, fixed(16, 256), ALWAYS_FREE)
 
 
 def never(bed, server):

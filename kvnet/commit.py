@@ -114,11 +114,17 @@ class Commit:
             self._fail(group, error)
         else:
             self._metrics.synced(job.seconds, len(group))
-            if self._waiting and not self._scheduled and self._idle is None:
-                self._begin()  # before the answers: meanwhile the disk goes on
+            if len(self._waiting) > FEW:
+                self._go_on()  # before the answers: meanwhile the disk is at work
             self._succeed(group, started)
         if self._idle is not None:
             self._idle.callback(None)
+        else:
+            self._go_on()
+
+    def _go_on(self):
+        if self._waiting and not self._scheduled and not self._syncing and self._idle is None:
+            self._begin()
 
     def _succeed(self, group, started):
         self._good_at = max(self._good_at, started)

@@ -266,6 +266,26 @@ class GroupCommitTest(ConnectionCase):
         self.reactor.advance(0)
         self.assertEqual((transport.taken(), self.reactor.work), (b"success\r", []))
 
+    def test_with_many_clients_one_half_is_served_while_the_other_waits_for_the_disk(self):
+        """The sync of the one has begun when the other is answered, which may send again at once."""
+        self.serve(fsync="always")
+        self.commit._typical = 0.0001
+        clients = [self.connect() for _ in range(30)]
+        first, second = clients[:15], clients[15:]
+        for half in (first, second):
+            for protocol, _ in half:
+                protocol.dataReceived(b"write %d|1\r" % id(protocol))
+            self.reactor.advance(0)
+            self.assertEqual(len(self.reactor.work), 1)
+        under_way = []
+        first[0][1].write = lambda data: under_way.append(len(self.reactor.work))
+        self.reactor.run_threads()
+        self.assertEqual(under_way, [1])
+        self.assertEqual([transport.taken() for _, transport in clients[1:]], [b"success\r"] * 14 + [b""] * 15)
+        self.reactor.run_threads()
+        self.assertEqual([transport.taken() for _, transport in second], [b"success\r"] * 15)
+        self.assertEqual((self.store.unsynced, self.reactor.work), (0, []))
+
     def test_client_that_went_away_does_not_hold_up_the_others(self):
         self.serve(fsync="always")
         gone, _ = self.connect()
