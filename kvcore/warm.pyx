@@ -152,6 +152,7 @@ cdef int bring(WarmJob job, Names names, size_t first, size_t count, bint whole)
             if order_offsets(order, first, n, offsets) < 0:
                 break
             first += n
+            job.looked += n
             for i in range(n):
                 begin(job, segment, offsets[i], min(<size_t>BEGINNING, <size_t>(segment.flushed - offsets[i])))
             for i in range(n):

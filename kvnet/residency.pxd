@@ -21,9 +21,9 @@ cdef class Residency:
 cdef inline bint residency_doubted(Residency r, double now) noexcept:
     return now < r.until
 
-# A record was in memory.
-cdef inline void residency_found(Residency r) noexcept:
-    r.left -= 1
+# So many records were in memory.
+cdef inline void residency_found(Residency r, uint64_t records) noexcept:
+    r.left -= min(r.left, records)
     if r.left == 0:
         r.until = 0
 

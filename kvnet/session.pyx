@@ -20,7 +20,7 @@ from kvnet.commands.text import COMMANDS
 cdef enum:
     FLUSH_AT = 1 << 20          # unflushed bytes after which a run flushes in between
     REPLIES_AT = 1 << 20        # reply bytes waiting after which nothing more is executed
-    LIST_PART = 1 << 14         # bytes of a list made at a time: a fraction of a millisecond
+    LIST_PART = 1 << 13         # bytes of a list made at a time: a fraction of a millisecond
     LOOK_EVERY = 32             # commands between looks at the clock
     ROOM = 1 << 14              # bytes received at a time, as a rule
     MOST_ROOM = 1 << 20         # and of a long command
@@ -105,6 +105,8 @@ cdef class Session:
     def warm(self):
         """The job has been run: resume() may go on."""
         note_cold(self, clock())
+        if not self.waits:
+            residency_found(self.residency, self.context.job.looked)
         self.context.job = None
 
     @property
@@ -322,7 +324,7 @@ cdef bint must_wait(Session s, int row, const Arguments* a) except -1:
     text_commands[row].warm(s.context, a)
     s.warmed = s.context.job is not None
     if not s.warmed:
-        residency_found(s.residency)
+        residency_found(s.residency, 1)
     return s.warmed
 
 

@@ -324,6 +324,16 @@ class ListTest(ColdCase):
         self.assertEqual(
             self.transport.taken(), b"\r".join([*self.pairs.values(), b"hot", *sorted(self.pairs)]) + b"\r")
         self.assertEqual((self.metrics.cold_waits, self.files.fetched), (0, fetched))
+        self.factory.residency = Residency()
+        self.factory.residency.doubt(900)
+        protocol, transport = self.connect()
+        asked = []
+        for said in (b"read hot\r", b"reads key\r", b"read hot\r"):
+            before = self.files.asked
+            protocol.dataReceived(said)
+            self.settle()
+            asked.append(self.files.asked - before)
+        self.assertTrue(asked[0] == 1 and asked[1] > 900 and asked[2] == 0, asked)
 
     def test_others_are_served_between_the_parts(self):
         self.serve(keys=1000)
