@@ -49,7 +49,10 @@ cdef class Source:
 cdef class Cursor:
     cdef Log log
     cdef HashIndex index
-    cdef list heap              # of Source, the smallest current name first
+    cdef list waiting           # of (Segment, orders, whether to doubt them), not searched yet; None: all are
+    cdef bytes lo               # the range, until all are
+    cdef bytes hi               # None: without an end
+    cdef list heap              # of Source, the smallest current name first, when none waits
     cdef ByteBuf last           # the name handled last
     cdef bint begun
     cdef dict damaged           # records met whose key cannot be trusted: (slot, offset) to bytes
@@ -64,6 +67,10 @@ cdef Cursor scan_range(HashIndex index, Log log, Slice lo, Slice hi)
 
 # The same over all keys that begin with `prefix`.
 cdef Cursor scan_prefix(HashIndex index, Log log, Slice prefix)
+
+# Search the next few orders for their places: a part of a millisecond. Whether all have been, so that scan_next finds
+# keys at once. Raises MemoryError.
+cdef bint scan_prepare(Cursor c) except -1
 
 # The next key: 1, and r.key holds it until the next call; with `values` all of r, pointing into `out` as after
 # lookup_record. 0 at the end. Raises CorruptionError when a record is damaged, at its place or, when its key is not known,

@@ -12,6 +12,7 @@ from kvcore.types cimport kv_prefetch, slice_of
 
 cdef enum:
     ARENA = 1 << 16             # bytes of names read ahead from an order, unless one alone is longer
+    PREPARED = 16               # orders searched at a time, of several segments together
     VERIFIED = 4096             # bytes up to which a record that no key leads to is checked for damage
 
 
@@ -86,15 +87,40 @@ cdef Cursor scan_range(HashIndex index, Log log, Slice lo, Slice hi):
     c.last = ByteBuf()
     c.heap = []
     c.damaged = {}
+    c.lo = lo.ptr[:lo.len]
+    c.hi = None if hi.ptr == NULL else hi.ptr[:hi.len]
+    # All at this moment: what is there now is found in these, wherever it is moved meanwhile.
+    c.waiting = []
     for segment in log.segments:
-        if segment is None:
-            continue
-        orders = order_runs(segment)
-        if orders is None or not add_sources(c, segment, orders, True, lo, hi):
+        if segment is not None:
+            orders = order_runs(segment)
+            c.waiting.append((segment, [order_from_index(c, segment)] if orders is None else orders, orders is not None))
+    return c
+
+
+cdef bint scan_prepare(Cursor c) except -1:
+    cdef Segment segment
+    cdef list orders
+    cdef bint doubt
+    cdef size_t left = PREPARED
+    cdef Slice lo, hi = slice_of(NULL, 0)
+    if c.waiting is None:
+        return True
+    lo = slice_of(<const char*>c.lo, len(c.lo))
+    if c.hi is not None:
+        hi = slice_of(<const char*>c.hi, len(c.hi))
+    while c.waiting and left > 0:
+        segment, orders, doubt = c.waiting.pop()
+        left -= min(left, <size_t>len(orders))
+        # The index names no places in a segment that was dropped meanwhile.
+        if not add_sources(c, segment, orders, doubt and segment.slot != NO_SLOT, lo, hi):
             add_sources(c, segment, [order_from_index(c, segment)], False, lo, hi)
+    if c.waiting:
+        return False
+    c.waiting = None
     for i in range(len(c.heap) // 2, 0, -1):
         sink(c.heap, i - 1)
-    return c
+    return True
 
 
 # The order of a segment whose records cannot be walked, because of damage: the index knows where those in use begin.
@@ -257,6 +283,8 @@ cdef int scan_next(Cursor c, bint values, ByteBuf out, Record* r) except -1:
     cdef Slice key
     cdef Location at
     cdef uint64_t deadline
+    while not scan_prepare(c):
+        pass
     if c.begun:
         advance(c)
         c.begun = False

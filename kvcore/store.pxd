@@ -16,7 +16,7 @@ from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log, SyncJob, sync_job_run
 from kvcore.lookup cimport LOOKUP_AHEAD
 from kvcore.owner cimport Owner
-from kvcore.scan cimport Cursor
+from kvcore.scan cimport Cursor, scan_prepare
 from kvcore.types cimport Location, Slice
 from kvcore.warm cimport warm_faults, warm_key, warm_next, warm_scan
 
@@ -104,6 +104,10 @@ cdef inline object store_warm_scan(Store s, Slice prefix, bint values):
 cdef inline long store_faults() noexcept:
     return warm_faults()
 
-# For the next store_next.
+# Do a part of what a store_next would do before the first key. Whether that is done.
+cdef inline bint store_prepare(object cursor) except -1:
+    return scan_prepare(<Cursor?>cursor)
+
+# For the next store_next, when all is prepared.
 cdef inline object store_warm_next(object cursor, bint values):
     return warm_next(<Cursor?>cursor, values)

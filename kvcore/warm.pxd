@@ -41,7 +41,7 @@ cdef class WarmJob(Job):
     cdef bytes lo               # the names are those from here on; None: from `first` of each
     cdef bytes hi               # the first name beyond is read, too; None: there is none
     cdef readonly bint cold     # something was not in memory; known when it has run
-    cdef readonly size_t looked # records of the names that were looked for in memory
+    cdef readonly size_t looked         # records of the names that were looked for in memory
 
 
 # How often this thread has waited for a page that was read from the disk.

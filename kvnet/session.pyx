@@ -20,7 +20,8 @@ from kvnet.commands.text import COMMANDS
 cdef enum:
     FLUSH_AT = 1 << 20          # unflushed bytes after which a run flushes in between
     REPLIES_AT = 1 << 20        # reply bytes waiting after which nothing more is executed
-    LIST_PART = 1 << 13         # bytes of a list made at a time: a fraction of a millisecond
+    LIST_FIRST = 1 << 14        # bytes of a list made at once: some clients take what comes first for all of it
+    LIST_PART = 1 << 13         # and of the rest at a time: a fraction of a millisecond
     LOOK_EVERY = 32             # commands between looks at the clock
     ROOM = 1 << 14              # bytes received at a time, as a rule
     MOST_ROOM = 1 << 20         # and of a long command
@@ -259,7 +260,7 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
     if store_pending(c.store) >= FLUSH_AT and not settle(s):
         return True
     if c.cursor is not None:
-        text_list_more(c, c.out.len + LIST_PART)
+        text_list_more(c, c.out.len + (LIST_PART if c.list_begun else LIST_FIRST))
         # Making the list flushed all before it: there is nothing in it to go back over.
         s.now.reply = c.out.len
         s.safe = s.now

@@ -276,6 +276,34 @@ class ListTest(SessionCase):
         store.flush()
         return store
 
+    def test_what_is_moved_while_a_list_begins_is_in_it(self):
+        """With many orders to search it begins in parts, and others have their turn between these."""
+        store = self.open(segment_size=65536)
+        keys = [b"key%04d" % (i * 7919 % 3000) for i in range(3000)]
+        for key in keys:
+            store.put(key, bytes(1000))
+        store.flush()
+        session = self.session(store)
+        session.feed(b"keys\r")
+        turns = 0
+        while session.unfinished and not (replies := session.take()):
+            turns += 1
+            for key in keys[turns::7]:
+                store.put(key, b"moved")
+            store.delete(b"key%04d" % turns)
+            store.put(b"key%04d" % (5000 + turns), b"")
+            store.compact()
+            session.resume()
+        self.assertGreater(turns, 1)
+        while session.unfinished:
+            session.resume()
+            replies += session.take()
+        found = replies.rstrip(b"\r").split(b"\r")
+        self.assertEqual(found, sorted(set(found)))
+        gone, new = ({b"key%04d" % (first + i) for i in range(1, turns + 1)} for first in (0, 5000))
+        self.assertLessEqual(set(keys) - gone, set(found))
+        self.assertLessEqual(set(found), set(keys) | new)
+
     def test_a_small_list_is_one_send(self):
         session = self.session(self.fill(1000, 10))
         session.feed(b"keys\r")

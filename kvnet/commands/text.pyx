@@ -2,7 +2,7 @@ from libc.string cimport memchr, memcmp
 
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_truncate
 from kvcore.store cimport (
-    store_delete, store_get, store_next, store_put, store_scan, store_warm, store_warm_next, store_warm_scan)
+    store_delete, store_get, store_next, store_prepare, store_put, store_scan, store_warm, store_warm_next, store_warm_scan)
 from kvcore.types cimport slice_of
 from kvnet.context cimport ESCABELO, LF
 from kvnet.metrics cimport OUTCOME_MISS, OUTCOME_OK
@@ -90,6 +90,8 @@ cdef Outcome begin_list(Context c, Slice prefix, bint values) except? OUTCOME_ER
 
 cdef int text_list_more(Context c, size_t room) except -1:
     cdef int more
+    if not store_prepare(c.cursor):
+        return 0
     while c.out.len < room:
         if c.doubt:
             c.job = store_warm_next(c.cursor, c.list_values)
