@@ -85,12 +85,12 @@ cdef object store_scan(Store s, Slice prefix)
 cdef int store_next(Store s, object cursor, ByteBuf keys, ByteBuf values) except -1
 
 
-# What the functions above would have to wait for the disk for, when the data do not fit into memory: a Job that brings
-# it, or None when there is nothing. run() it on any thread, finish() it here; what follows does not wait then, as a rule.
-
 # The run() of a job of sync_job(), in a thread that does without the GIL; not beside another run().
 cdef inline void store_run_sync(void* job) noexcept nogil:
     sync_job_run(<SyncJob>job)
+
+# What the functions above would have to wait for the disk for, when the data do not fit into memory: a Job that brings
+# it, or None when there is nothing. run() it on any thread, finish() it here; what follows does not wait then, as a rule.
 
 # For store_get (with `value`), store_put and store_delete of `key`. With a job from before this is added to it.
 cdef inline object store_warm(Store s, Slice key, bint value, object job):
