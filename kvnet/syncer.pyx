@@ -50,6 +50,10 @@ cdef class Syncer:
         self.ended = -1
         self.reactor = reactor
         sem_init(&self.wanted, 0, 0)
+        # Now: when clients have taken the last descriptor it is too late.
+        self.ended = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.ended < 0:
+            raise OSError(errno, strerror(errno).decode())
 
     def __dealloc__(self):
         sem_destroy(&self.wanted)
@@ -74,10 +78,6 @@ cdef class Syncer:
 
     def start(self):
         """Begin the thread. Called by run()."""
-        if self.ended < 0:
-            self.ended = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
-            if self.ended < 0:
-                raise OSError(errno, strerror(errno).decode())
         self.reactor.addReader(self)
         self.thread = threading.Thread(target=self.work, name="sync", daemon=True)
         self.thread.start()

@@ -4,7 +4,7 @@ from twisted.internet.defer import DeferredSemaphore
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 
-# Of the reactor's ten threads; syncs and maintenance must not stand in line behind readers.
+# Of the reactor's ten threads; what a scrape asks the disk must not stand in line behind readers.
 THREADS = 6
 
 log = Logger()

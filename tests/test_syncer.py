@@ -1,6 +1,9 @@
 """The thread that syncs: what it does for a store, and what the reactor hears. When it syncs stands in test_protocol."""
 
 import errno
+import os
+import resource
+import select
 import threading
 
 from twisted.internet import defer, reactor
@@ -83,6 +86,23 @@ class SyncerTest(StoreCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         yield self.sync()
         self.assertEqual(self.store.unsynced, 0)
+
+    def test_it_needs_no_descriptor_later(self):
+        self.write(b"a")
+        job, over = self.store.sync_job(), []
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        try:
+            self.assertRaises(OSError, os.dup, 0)
+            self.syncer.run(job, lambda: over.append(True))
+            select.select([self.syncer], [], [])
+            self.syncer.doRead()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        job.finish()
+        self.assertEqual((over, self.store.unsynced), ([True], 0))
 
     @defer.inlineCallbacks
     def test_its_thread_begins_with_the_first_job_and_ends_with_stop(self):
