@@ -45,7 +45,7 @@ def _tell_ready() -> None:
             manager.connect("\0" + place[1:] if place[0] == "@" else place)
             manager.sendall(b"READY=1")
     except OSError as error:
-        log.warn("{place}, which NOTIFY_SOCKET names, was not told: {reason}", place=place, reason=error.strerror)
+        log.warn("{place}, which NOTIFY_SOCKET names, was not told: {reason}", place=place, reason=error.strerror or error)
 
 
 def raise_descriptor_limit(clients: int) -> None:

@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -125,15 +126,24 @@ class ProcessTests(SynchronousTestCase):
         self.assertIn("kvstore stopped\n", out)
 
     def test_systemd_is_told_when_it_serves(self):
-        for place in (os.path.relpath(self.directory / "ready"), f"@kvstore-test-{os.getpid()}"):
+        # The name of a socket is 107 bytes at most: not the test's own directory.
+        short = tempfile.TemporaryDirectory()
+        self.addCleanup(short.cleanup)
+        for place in (os.path.join(short.name, "ready"), f"@kvstore-test-{os.getpid()}"):
             with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
                 manager.bind(place.replace("@", "\0"))
-                place = place if place[0] == "@" else os.path.abspath(place)
                 manager.settimeout(PATIENCE)
                 self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": place})
                 daemon = self.start()
                 self.assertEqual(manager.recv(100), b"READY=1")
                 self.assertEqual(daemon.stop()[0], 0)
+
+    def test_systemd_that_cannot_be_told(self):
+        for place, reason in (("/no/such/socket", "No such file or directory"), ("/" + 107 * "x", "AF_UNIX path too long")):
+            self.patch(os, "environ", {**os.environ, "NOTIFY_SOCKET": place})
+            status, out, err = self.start().stop()
+            self.assertEqual((status, err), (0, ""), out)
+            self.assertIn(f"{place}, which NOTIFY_SOCKET names, was not told: {reason}\n", out)
 
     def test_directory_of_another_server(self):
         daemon = self.start()
