@@ -16,6 +16,7 @@ cdef enum:
     ORDER_HEADER = 40
     CHUNK = 1 << 16
     MOST_RUNS = 8
+    FEW = 12                    # items up to which they are sorted by insertion
 
 cdef bytes MAGIC = b"kvord\r\n\x1a"
 
@@ -61,7 +62,8 @@ cdef size_t order_seek(Order o, Segment s, Slice key) noexcept nogil:
 
 
 # ---- sorting: three-way radix quicksort (Bentley, Sedgewick: "Fast algorithms for sorting and searching strings", 1997),
-# eight bytes at a time.
+# eight bytes at a time. What is in order already, as when keys are counted up, is only looked through; what is not is split
+# at places that nobody can foresee, or whoever writes the keys could have each split cut off next to nothing.
 
 cdef inline uint64_t chunk_of(const Item* item, size_t depth) noexcept nogil:
     cdef uint8_t raw[8]
@@ -94,8 +96,26 @@ cdef inline bint is_less(const Item* a, const Item* b, size_t depth) noexcept no
     return ends_first(a, b)
 
 
-cdef inline uint64_t middle_of(uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
+# The chunk of one of n items. The state goes on by xorshift (Marsaglia, 2003); it is never 0.
+cdef inline uint64_t any_chunk(const Item* items, size_t n, uint64_t* state) noexcept nogil:
+    state[0] ^= state[0] << 13
+    state[0] ^= state[0] >> 7
+    state[0] ^= state[0] << 17
+    return items[state[0] % n].chunk
+
+
+# The middle one of three chunks.
+cdef uint64_t choose_pivot(const Item* items, size_t n, uint64_t* state) noexcept nogil:
+    cdef uint64_t a = any_chunk(items, n, state), b = any_chunk(items, n, state), c = any_chunk(items, n, state)
     return max(min(a, b), min(max(a, b), c))
+
+
+cdef bint is_ascending(const Item* items, size_t n) noexcept nogil:
+    cdef size_t i
+    for i in range(1, n):
+        if items[i].chunk < items[i - 1].chunk:
+            return False
+    return True
 
 
 cdef void sort_few(Item* items, size_t n, size_t depth) noexcept nogil:
@@ -111,47 +131,77 @@ cdef void sort_few(Item* items, size_t n, size_t depth) noexcept nogil:
 
 
 # Sort items whose keys agree in their first `depth` bytes and whose chunks are those at `depth`.
-cdef void sort_items(Item* items, size_t n, size_t depth) noexcept nogil:
-    cdef size_t below, above, i
-    cdef uint64_t pivot
-    cdef Item swap
-    while n > 12:
-        pivot = middle_of(items[0].chunk, items[n // 2].chunk, items[n - 1].chunk)
-        below = 0
-        above = n
-        i = 0
-        while i < above:
-            if items[i].chunk < pivot:
-                swap = items[i]
-                items[i] = items[below]
-                items[below] = swap
-                below += 1
-                i += 1
-            elif items[i].chunk > pivot:
-                above -= 1
-                swap = items[i]
-                items[i] = items[above]
-                items[above] = swap
+cdef void sort_items(Item* items, size_t n, size_t depth, uint64_t* state) noexcept nogil:
+    cdef size_t below, above, ended
+    while n > FEW:
+        if not is_ascending(items, n):
+            split(items, n, choose_pivot(items, n, state), &below, &above)
+            sort_equal(items + below, above - below, depth, state)
+            # The smaller side by recursion, the larger by going on: the stack stays logarithmic.
+            if below < n - above:
+                sort_items(items, below, depth, state)
+                items += above
+                n -= above
             else:
-                i += 1
-        sort_equal(items + below, above - below, depth)
-        # The smaller side by recursion, the larger by going on: the stack stays logarithmic.
-        if below < n - above:
-            sort_items(items, below, depth)
-            items += above
-            n -= above
+                sort_items(items + above, n - above, depth, state)
+                n = below
+        elif items[0].chunk == items[n - 1].chunk:
+            ended = next_chunks(items, n, depth)
+            items += ended
+            n -= ended
+            depth += 8
         else:
-            sort_items(items + above, n - above, depth)
-            n = below
+            sort_runs(items, n, depth, state)
+            return
     sort_few(items, n, depth)
 
 
-# Sort items whose chunks at `depth` are equal: those that end within it come first, the others by their next bytes.
-cdef void sort_equal(Item* items, size_t n, size_t depth) noexcept nogil:
+# Move items with chunks less than the pivot to the front, up to *below, and those with greater ones to the end, from *above.
+cdef void split(Item* items, size_t n, uint64_t pivot, size_t* below, size_t* above) noexcept nogil:
+    cdef size_t i = 0
+    cdef Item swap
+    below[0] = 0
+    above[0] = n
+    while i < above[0]:
+        if items[i].chunk < pivot:
+            swap = items[i]
+            items[i] = items[below[0]]
+            items[below[0]] = swap
+            below[0] += 1
+            i += 1
+        elif items[i].chunk > pivot:
+            above[0] -= 1
+            swap = items[i]
+            items[i] = items[above[0]]
+            items[above[0]] = swap
+        else:
+            i += 1
+
+
+# Sort items in ascending order of their chunks: only those with equal ones are left.
+cdef void sort_runs(Item* items, size_t n, size_t depth, uint64_t* state) noexcept nogil:
+    cdef size_t start = 0, end
+    while start < n:
+        end = start + 1
+        while end < n and items[end].chunk == items[start].chunk:
+            end += 1
+        sort_equal(items + start, end - start, depth, state)
+        start = end
+
+
+# Sort items whose chunks at `depth` are equal.
+cdef void sort_equal(Item* items, size_t n, size_t depth, uint64_t* state) noexcept nogil:
+    cdef size_t ended
+    if n > 1:
+        ended = next_chunks(items, n, depth)
+        sort_items(items + ended, n - ended, depth + 8, state)
+
+
+# Of items whose chunks at `depth` are equal those that end within it come first: move them there, in order, and give the
+# others their next chunks. How many have ended.
+cdef size_t next_chunks(Item* items, size_t n, size_t depth) noexcept nogil:
     cdef size_t ended = 0, i
     cdef Item swap
-    if n < 2:
-        return
     for i in range(n):
         if items[i].len <= depth + 8:
             swap = items[i]
@@ -161,7 +211,7 @@ cdef void sort_equal(Item* items, size_t n, size_t depth) noexcept nogil:
     sort_ended(items, ended)
     for i in range(ended, n):
         items[i].chunk = chunk_of(&items[i], depth + 8)
-    sort_items(items + ended, n - ended, depth + 8)
+    return ended
 
 
 # Many records of one key: a heap sort, for no order they come in makes it slow.
@@ -191,6 +241,7 @@ cdef void sort_ended(Item* items, size_t n) noexcept nogil:
 cdef Order sorted_order(Segment s, Item* items, size_t n):
     cdef Order o = Order()
     cdef uint32_t* dst
+    cdef uint64_t state = <uint64_t>s.seed << 1 | 1     # the seed was drawn at random, and nobody is told it
     cdef size_t i
     o.owned = ByteBuf()
     o.count = n
@@ -198,7 +249,7 @@ cdef Order sorted_order(Segment s, Item* items, size_t n):
     with nogil:
         for i in range(n):
             items[i].chunk = chunk_of(&items[i], 0)
-        sort_items(items, n, 0)
+        sort_items(items, n, 0, &state)
         for i in range(n):
             dst[i] = items[i].offset
     o.owned.len = n * sizeof(uint32_t)

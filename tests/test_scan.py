@@ -44,6 +44,10 @@ class OrderTest(StoreCase):
         sets = {
             "ascending": [b"%08d" % i for i in range(3000)],
             "descending": [b"%08d" % i for i in range(3000, 0, -1)],
+            "up and down again": [b"%08d" % i for i in (*range(0, 3000, 2), *range(2999, 0, -2))],
+            "ascending groups": [b"%08d:%d" % (i // 20, 20 - i % 20) for i in range(3000)],
+            "ascending, but for one": [b"%08d" % (i if i != 2000 else 0) for i in range(1, 3000)],
+            "one prefix as long as can be": [b"p" * 102_390 + b"%d" % rng.randrange(10_000) for _ in range(30)],
             "one long prefix": [b"p" * 1000 + b"%d" % rng.randrange(10_000) for _ in range(300)],
             "nested": [b"\0" * i for i in range(1, 400)],
             "few first bytes": [bytes([rng.choice(b"ab")]) * rng.randrange(1, 40) + rng.randbytes(2) for _ in range(3000)],
@@ -52,8 +56,8 @@ class OrderTest(StoreCase):
         for name, keys in sets.items():
             self.dir = os.path.abspath(self.mktemp())
             store = self.open(autoflush=False)
-            for _ in range(2):  # every key twice: equal names in one order
-                for key in keys:
+            for key in keys:
+                for _ in range(2):  # every key twice: equal names in one order
                     store.put(key, b"")
             self.assertEqual(list(store.keys()), sorted(set(keys)), name)
             store.close()
