@@ -26,7 +26,12 @@ __attribute__((target("sse4.2"))) static inline uint32_t kv_crc32c(const uint8_t
         memcpy(&word, data, 8);
         crc = __builtin_ia32_crc32di(crc, word);
     }
-    for (; n > 0; n--, data++)
+    if (n & 4) {
+        memcpy(&word, data, 4);
+        crc = __builtin_ia32_crc32si((uint32_t)crc, (uint32_t)word);
+        data += 4;
+    }
+    for (n &= 3; n > 0; n--, data++)
         crc = __builtin_ia32_crc32qi((uint32_t)crc, *data);
     return ~(uint32_t)crc;
 }

@@ -73,6 +73,18 @@ cdef inline void sip_round(uint64_t* v) noexcept nogil:
     v[2] = rotate(v[2], 32)
 
 
+# The last n % 8 bytes of a key, as a number.
+cdef inline uint64_t tail_of(const uint8_t* key, size_t n) noexcept nogil:
+    cdef uint64_t word = 0
+    cdef size_t i, left = n & 7
+    if n > left > 0:
+        memcpy(&word, key + n - 8, 8)
+        return word >> 8 * (8 - left)
+    for i in range(left):
+        word |= <uint64_t>key[i] << 8 * i
+    return word
+
+
 cdef uint64_t index_hash(HashIndex index, const uint8_t* key, size_t n) noexcept nogil:
     cdef uint64_t v[4]
     cdef uint64_t word
@@ -86,9 +98,7 @@ cdef uint64_t index_hash(HashIndex index, const uint8_t* key, size_t n) noexcept
         v[3] ^= word
         sip_round(v)
         v[0] ^= word
-    word = 0
-    memcpy(&word, key + whole, n - whole)
-    word |= <uint64_t>n << 56
+    word = tail_of(key, n) | <uint64_t>n << 56
     v[3] ^= word
     sip_round(v)
     v[0] ^= word
