@@ -16,6 +16,7 @@ that nobody can craft keys that pile up.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
+from kvcore.regions cimport Region
 from kvcore.types cimport Location, uint8_t
 
 
@@ -37,6 +38,7 @@ cdef struct Partition:
 
 cdef class HashIndex:
     cdef Partition partitions[PARTITIONS]
+    cdef Region* regions        # memory of larger tables
     cdef uint64_t k0
     cdef uint64_t k1
     cdef readonly uint64_t count
@@ -63,5 +65,5 @@ cdef int index_fill(HashIndex index, int partition, const Entry* entries, uint32
 # Take an entry out that index_first or index_next gave.
 cdef void index_remove(HashIndex index, uint64_t hash, Entry* entry) noexcept
 
-# Memory of the table in bytes.
+# Memory of the tables in bytes.
 cdef uint64_t index_bytes(HashIndex index) noexcept

@@ -1,42 +1,30 @@
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove
 
+from kvcore.regions cimport regions_bytes, regions_give, regions_take
 from kvcore.types cimport kv_prefetch
-
-
-cdef extern from "<sys/mman.h>" nogil:
-    void* mmap(void* address, size_t n, int protection, int flags, int fd, long long offset)
-    int munmap(void* address, size_t n)
-    enum: PROT_READ
-    enum: PROT_WRITE
-    enum: MAP_PRIVATE
-    enum: MAP_ANONYMOUS
-    void* MAP_FAILED
 
 
 cdef enum:
     SMALLEST = 16               # homes of a partition
-    PAGED = 16384               # bytes from which a partition gets pages of its own, given back to the kernel when freed
+    PAGED = 16384               # bytes from which a table is not on the heap, where growing would leave holes
 
 
 cdef inline size_t table_bytes(uint32_t places) noexcept nogil:
     return <size_t>places * sizeof(Entry)
 
 
-cdef Entry* table_new(uint32_t places) noexcept nogil:
-    cdef size_t n = table_bytes(places)
-    cdef void* memory
-    if n < PAGED:
+cdef Entry* table_new(HashIndex index, uint32_t places) noexcept nogil:
+    if table_bytes(places) < PAGED:
         return <Entry*>calloc(places, sizeof(Entry))
-    memory = mmap(NULL, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
-    return NULL if memory == MAP_FAILED else <Entry*>memory
+    return <Entry*>regions_take(&index.regions, table_bytes(places))
 
 
-cdef void table_free(Entry* entries, uint32_t places) noexcept nogil:
+cdef void table_free(HashIndex index, Entry* entries, uint32_t places) noexcept nogil:
     if table_bytes(places) < PAGED:
         free(entries)
     else:
-        munmap(entries, table_bytes(places))
+        regions_give(&index.regions, entries, table_bytes(places))
 
 
 cdef class HashIndex:
@@ -53,7 +41,7 @@ cdef class HashIndex:
         cdef int p
         for p in range(PARTITIONS):
             if self.partitions[p].entries != NULL:
-                table_free(self.partitions[p].entries, self.partitions[p].places)
+                table_free(self, self.partitions[p].entries, self.partitions[p].places)
 
 
 cdef inline uint64_t rotate(uint64_t x, int bits) noexcept nogil:
@@ -151,9 +139,9 @@ cdef Entry* index_find(HashIndex index, uint64_t hash, uint32_t segment, uint32_
 
 # Copy the entries in order into a table of `capacity` homes. -1 when there is no memory, -2 when a run of them would
 # reach the end of the table; nothing has changed then.
-cdef int resize(Partition* part, uint32_t capacity) noexcept nogil:
+cdef int resize(HashIndex index, Partition* part, uint32_t capacity) noexcept nogil:
     cdef uint32_t places = capacity + capacity // 64 + SMALLEST
-    cdef Entry* entries = table_new(places)
+    cdef Entry* entries = table_new(index, places)
     cdef uint32_t i, place, free_place = 0
     if entries == NULL:
         return -1
@@ -164,23 +152,23 @@ cdef int resize(Partition* part, uint32_t capacity) noexcept nogil:
         if place < free_place:
             place = free_place
         if place >= places - 1:
-            table_free(entries, places)
+            table_free(index, entries, places)
             return -2
         entries[place] = part.entries[i]
         free_place = place + 1
     if part.entries != NULL:
-        table_free(part.entries, part.places)
+        table_free(index, part.entries, part.places)
     part.entries = entries
     part.capacity = capacity
     part.places = places
     return 0
 
 
-cdef int grow(Partition* part) except -1:
+cdef int grow(HashIndex index, Partition* part) except -1:
     cdef uint32_t capacity = max(part.capacity + part.capacity // 4, <uint32_t>SMALLEST)
     cdef int result = -2
     while result == -2:
-        result = resize(part, capacity)
+        result = resize(index, part, capacity)
         capacity += capacity // 8
     if result == -1:
         raise MemoryError("no memory for the index to grow")
@@ -192,7 +180,7 @@ cdef int index_insert(HashIndex index, uint64_t hash, Location at) except -1:
     cdef uint32_t wanted = <uint32_t>hash
     cdef uint32_t place, gap
     if part.count * 10 >= <uint64_t>part.capacity * 9:
-        grow(part)
+        grow(index, part)
     while True:
         place = home_of(part.capacity, wanted)
         while part.entries[place].at.length and part.entries[place].hash <= wanted:
@@ -202,7 +190,7 @@ cdef int index_insert(HashIndex index, uint64_t hash, Location at) except -1:
             gap += 1
         if gap < part.places - 1:
             break
-        grow(part)
+        grow(index, part)
     memmove(part.entries + place + 1, part.entries + place, table_bytes(gap - place))
     part.entries[place].hash = wanted
     part.entries[place].at = at
@@ -216,7 +204,7 @@ cdef int index_fill(HashIndex index, int partition, const Entry* entries, uint32
     cdef uint32_t i, place, free_place = 0
     if count == 0:
         return 0
-    if resize(part, count + count // 4 + SMALLEST) == -1:
+    if resize(index, part, count + count // 4 + SMALLEST) == -1:
         raise MemoryError("no memory for the index")
     for i in range(count):
         place = max(home_of(part.capacity, entries[i].hash), free_place)
@@ -244,12 +232,14 @@ cdef void index_remove(HashIndex index, uint64_t hash, Entry* entry) noexcept:
     index.count -= 1
     # Half empty: give space back. When there is no memory for the smaller table, the larger one goes on serving.
     if part.capacity > 4 * SMALLEST and part.count * 2 < part.capacity:
-        resize(part, part.count + part.count // 4 + 1)
+        resize(index, part, part.count + part.count // 4 + 1)
 
 
 cdef uint64_t index_bytes(HashIndex index) noexcept:
-    cdef uint64_t total = sizeof(index.partitions)
+    cdef uint64_t total = sizeof(index.partitions) + regions_bytes(index.regions)
+    cdef size_t size
     cdef int p
     for p in range(PARTITIONS):
-        total += table_bytes(index.partitions[p].places)
+        size = table_bytes(index.partitions[p].places)
+        total += size if size < PAGED else 0
     return total

@@ -3,10 +3,12 @@ from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_disc
 from kvcore.files cimport Files, FileTable
 from kvcore.hashindex cimport Entry, HashIndex, index_bytes, index_first, index_hash, index_insert, index_next, index_remove
 from kvcore.record cimport crc32c_of
+from kvcore.regions cimport Region, regions_bytes, regions_give, regions_take
 from kvcore.types cimport Location, uint8_t
 from libc.errno cimport EIO
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free
+from libc.string cimport memset
 
 
 def append(ByteBuf b not None, bytes data not None):
@@ -61,6 +63,40 @@ def remove(HashIndex index not None, uint64_t hash, uint32_t tag):
 
 def table_bytes(HashIndex index not None):
     return index_bytes(index)
+
+
+cdef class Regions:
+    """Memory for tables, each known by the number that take() returns."""
+
+    cdef Region* newest
+    cdef list tables
+
+    def __cinit__(self):
+        self.tables = []
+
+    def take(self, size_t n):
+        """A table of n bytes."""
+        self.tables.append((<size_t>regions_take(&self.newest, n), n))
+        return len(self.tables) - 1
+
+    def address(self, number):
+        return self.tables[number][0]
+
+    def fill(self, number, uint8_t byte):
+        at, n = self.tables[number]
+        memset(<void*><size_t>at, byte, n)
+
+    def read(self, number):
+        at, n = self.tables[number]
+        return (<const char*><size_t>at)[:<size_t>n]
+
+    def give(self, number):
+        at, n = self.tables[number]
+        regions_give(&self.newest, <void*><size_t>at, n)
+
+    @property
+    def bytes(self):
+        return regions_bytes(self.newest)
 
 
 cdef int64_t hand_clock(void* ctx) noexcept nogil:
