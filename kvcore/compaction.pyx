@@ -7,7 +7,7 @@ from kvcore.checkpoint cimport checkpoint_drop
 from kvcore.files cimport files_check, files_unlink, files_write
 from kvcore.hashindex cimport Entry, index_find, index_hash, index_prefetch, index_remove
 from kvcore.log cimport (
-    RESERVE_LAST, Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_publish, log_submit_order,
+    RESERVE_LAST, Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_order_job, log_publish,
     log_submit_seal)
 from kvcore.order cimport order_path
 from kvcore.record cimport (
@@ -117,7 +117,7 @@ cdef class Compaction:
         for segment in outputs:
             segment.hidden = False
             segment_seal(segment)
-            log_submit_order(log, segment)
+            log.executor(log_order_job(log, segment))
         try:
             yield from checkpoint_steps(log, index, deadlines)
         except StorageError as error:

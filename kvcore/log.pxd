@@ -14,7 +14,6 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
 from kvcore.files cimport Files
-from kvcore.order cimport Order
 from kvcore.record cimport Record
 from kvcore.segment cimport Segment
 from kvcore.types cimport Location, Slice, uint8_t
@@ -99,10 +98,13 @@ cdef class SealJob(Job):
 cdef void sync_job_run(SyncJob job) noexcept nogil
 
 
-# Sort a sealed segment and save its order.
+# Make the orders that a segment lacks. `start` as order_start says; `end`: of what is sorted.
 cdef class OrderJob(Job):
-    cdef Segment segment
-    cdef Order order
+    cdef readonly Segment segment
+    cdef list before                    # the orders that it had
+    cdef uint64_t start
+    cdef uint64_t end
+    cdef readonly list made             # all that it has then; None: they could not be made
 
 
 # Room for a record of `size` bytes in the active segment? False: flush, then log_rotate.
@@ -142,8 +144,8 @@ cdef int log_rotate(Log log) except -1
 # Run and finish the sealing of full segments and the making of a spare. Raises StorageError.
 cdef int log_seal(Log log) except -1
 
-# Have the order of a sealed segment made before somebody scans.
-cdef int log_submit_order(Log log, Segment segment) except -1
+# A job that makes the orders that the segment lacks now, before somebody scans; segment.sorting, too.
+cdef OrderJob log_order_job(Log log, Segment segment)
 
 # End the writing for good.
 cdef int log_break(Log log, str reason) except -1

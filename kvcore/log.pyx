@@ -9,13 +9,13 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.files cimport files_check, files_cut, files_open, files_replace, files_write
-from kvcore.order cimport order_build, order_save, order_settle
+from kvcore.order cimport order_make, order_settle, order_start
 from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
     record_of, record_size)
 from kvcore.segment cimport (
-    SEGMENT_HEADER, segment_close_window, segment_copy, segment_create, segment_key_equal, segment_map, segment_prefetch,
-    segment_seal, segment_store, segment_sync, segment_sync_quietly, segment_unpin)
+    SEGMENT_HEADER, segment_close_window, segment_copy, segment_create, segment_entry, segment_key_equal, segment_map,
+    segment_prefetch, segment_seal, segment_store, segment_sync, segment_sync_quietly, segment_unpin)
 from kvcore.types cimport slice_of
 
 from kvcore import manifest
@@ -485,7 +485,7 @@ cdef class SealJob(Job):
             segment.allocated = segment.flushed
             segment_seal(segment)
             log.full.remove(segment)
-            log_submit_order(log, segment)
+            log.executor(log_order_job(log, segment))
             if (segment.id, segment.flushed) > (log.synced_id, log.synced_offset):
                 log.synced_id = segment.id
                 log.synced_offset = <uint32_t>segment.flushed
@@ -501,37 +501,33 @@ cdef class SealJob(Job):
 
 cdef class OrderJob(Job):
     cdef int work(self) except -1:
-        self.order = order_build(self.segment, SEGMENT_HEADER, self.segment.flushed)
-        if self.order is not None:
-            order_save(self.segment, self.order)
+        self.made = order_make(self.segment, self.before, self.start, self.end)
         return 0
 
     cdef int settle(self) except -1:
-        # An order that could not be made or saved is made when somebody scans: it is only a cache.
-        self.segment.settling = False
-        if self.order is not None and self.error is None:
-            order_settle(self.segment, self.order)
+        # Sealed meanwhile, it gets its final order from a later job. Orders that could not be made are made by who scans.
+        if self.segment.sorting is self:
+            self.segment.sorting = None
+            if self.made is not None:
+                order_settle(self.segment, self.made, self.end)
         return 0
 
 
-cdef int log_submit_order(Log log, Segment segment) except -1:
+cdef OrderJob log_order_job(Log log, Segment segment):
     cdef OrderJob job = OrderJob(log)
     job.segment = segment
-    segment.settling = True
-    log.executor(job)
-    return 0
+    job.before = segment.runs
+    job.start = order_start(segment)
+    job.end = segment.flushed
+    segment.sorting = job
+    return job
 
 
 cdef bytes log_manifest(Log log, list sealing, uint32_t made):
     cdef Segment segment
     cdef list lines = []
     for segment in sorted((s for s in log.segments if s is not None and not (<Segment>s).hidden), key=segment_id):
-        if segment.sealed or segment in sealing:
-            lines.append({
-                "id": segment.id, "state": "sealed", "bytes": segment.flushed, "records": segment.records,
-                "min_version": segment.min_version, "max_version": segment.max_version, "buried": segment.buried})
-        else:
-            lines.append({"id": segment.id, "state": "open"})
+        lines.append(segment_entry(segment, segment.sealed or segment in sealing))
     if made:
         lines.append({"id": made, "state": "open"})
     return manifest.encode(log.store_id, log.hash_secret, log.next_id, lines)

@@ -5,9 +5,10 @@
 
 An order holds u32 offsets only; keys are read from the segment. A sealed segment has one, from its .ord file or built
 and saved; one that is still written has a few runs, made when somebody scans: what is new is sorted, and when the runs are
-too many, two neighbours are merged.
+too many, two neighbours are merged. A list of runs is never changed, only replaced.
 
-Thread: order_build and order_save may run on any thread while nobody writes to the stretch; the rest is the owner's.
+Thread: order_build, order_make and order_save may run on any thread while nobody writes to the stretch; the rest is the
+owner's.
 """
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -32,16 +33,21 @@ cdef Order order_build(Segment s, uint64_t start, uint64_t end)
 # Sort the records at these offsets (ByteBuf of u32), which is emptied.
 cdef Order order_of(Segment s, ByteBuf offsets)
 
-# The orders that name every record of the segment up to its flushed end; that of a sealed one is loaded, or made and
-# saved, when there are no runs yet. None when only the index knows where its
-# records stand. Raises StorageError, MemoryError.
+# Where what lacks an order begins. 0: it is sealed and lacks the one final order.
+cdef uint64_t order_start(Segment s) noexcept
+
+# The orders of the segment up to `end`, of which it has `runs` (or None) up to `start`, as order_start says. None when
+# only the index knows where its records stand. Raises MemoryError.
+cdef list order_make(Segment s, list runs, uint64_t start, uint64_t end)
+
+# Take them as the segment's own.
+cdef void order_settle(Segment s, list runs, uint64_t end) noexcept
+
+# Those up to the flushed end of the segment: made now, as far as it lacks them, and taken.
 cdef list order_runs(Segment s)
 
 # The order of a sealed segment from its file; None when that is missing or does not match.
 cdef Order order_load(Segment s)
-
-# Take `o` as the one order of a sealed segment.
-cdef int order_settle(Segment s, Order o) except -1
 
 # Write the .ord file. Raises StorageError.
 cdef int order_save(Segment s, Order o) except -1

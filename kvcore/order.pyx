@@ -7,9 +7,12 @@ from libc.string cimport memcmp, memcpy
 from posix.fcntl cimport O_RDONLY
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
-from kvcore.files cimport files_open, files_replace
+from kvcore.files cimport files_open, files_read, files_replace
 from kvcore.record cimport RECORD_KIND, Record, crc32c_of
 from kvcore.segment cimport SEGMENT_HEADER, segment_compare, segment_copy_from, segment_header
+from kvcore.types cimport MAX_KEY_SIZE
+
+from kvcore.errors import StorageError
 
 
 cdef enum:
@@ -310,8 +313,9 @@ cdef Order order_build(Segment s, uint64_t start, uint64_t end):
             result = gather(s, start, end, items, arena)
         return None if result < 0 else sorted_order(s, items, n)
     finally:
-        free(items)
-        free(arena)
+        with nogil:         # milliseconds for a whole segment
+            free(items)
+            free(arena)
 
 
 cdef Order order_of(Segment s, ByteBuf offsets):
@@ -346,23 +350,31 @@ cdef Order order_of(Segment s, ByteBuf offsets):
 # Merge two runs of one segment.
 cdef Order merged(Segment s, Order a, Order b):
     cdef Order o = Order()
-    cdef size_t i = 0, j = 0
+    cdef uint8_t* key = <uint8_t*>malloc(MAX_KEY_SIZE)
+    o.owned = ByteBuf()
+    try:
+        if key == NULL:
+            raise MemoryError("no memory to merge two orders")
+        bytebuf_reserve(o.owned, (a.count + b.count) * sizeof(uint32_t))
+        with nogil:
+            merge(s, a, b, key, <uint32_t*>o.owned.data)
+    finally:
+        free(key)
+    o.count = a.count + b.count
+    o.owned.len = o.count * sizeof(uint32_t)
+    return o
+
+
+# `key` has room for any key: one side's is copied there, the other's compared in place.
+cdef void merge(Segment s, Order a, Order b, uint8_t* key, uint32_t* dst) noexcept nogil:
     cdef uint32_t* x = <uint32_t*>a.owned.data
     cdef uint32_t* y = <uint32_t*>b.owned.data
-    cdef uint32_t* dst
+    cdef size_t i = 0, j = 0
     cdef Record r
-    o.owned = ByteBuf()
-    o.count = a.count + b.count
-    dst = <uint32_t*>bytebuf_reserve(o.owned, o.count * sizeof(uint32_t))
-    cdef ByteBuf key = ByteBuf()
     while i < a.count and j < b.count:
-        # One side's key is copied out; the other is compared in place.
-        if segment_header(s, x[i], s.flushed, &r) < 0:
+        if segment_header(s, x[i], s.flushed, &r) < 0 or segment_copy_from(r.key.ptr, key, r.key.len) < 0:
             r.key.len = 0
-        bytebuf_reserve(key, r.key.len)
-        if segment_copy_from(r.key.ptr, key.data, r.key.len) < 0:
-            r.key.len = 0
-        while j < b.count and segment_compare(s, y[j], key.data, r.key.len) < 0:
+        while j < b.count and segment_compare(s, y[j], key, r.key.len) < 0:
             dst[i + j] = y[j]
             j += 1
         dst[i + j] = x[i]
@@ -370,49 +382,85 @@ cdef Order merged(Segment s, Order a, Order b):
     memcpy(dst + i + j, x + i, (a.count - i) * sizeof(uint32_t))
     i = a.count
     memcpy(dst + i + j, y + j, (b.count - j) * sizeof(uint32_t))
-    o.owned.len = o.count * sizeof(uint32_t)
+
+
+cdef uint64_t order_start(Segment s) noexcept:
+    if s.runs is not None:
+        return s.ordered
+    return 0 if s.sealed else SEGMENT_HEADER
+
+
+cdef list order_make(Segment s, list runs, uint64_t start, uint64_t end):
+    cdef Order run
+    if start == 0:
+        run = final_order(s)
+        return None if run is None else [run]
+    if start == end:
+        return runs or []
+    run = order_build(s, start, end)
+    if run is None:
+        return None
+    made = [*(runs or ()), run]
+    # A few runs more cost a scan less than merging them beforehand; the cheapest merge first.
+    if len(made) > MOST_RUNS:
+        i = min(range(len(made) - 1), key=lambda i: made[i].count + made[i + 1].count)
+        made[i:i + 2] = [merged(s, made[i], made[i + 1])]
+    return made
+
+
+# The one order of a sealed segment, from its file, if that can be.
+cdef Order final_order(Segment s):
+    cdef Order o
+    read_through(s.files, order_path(s))
+    o = order_load(s)
+    if o is None:
+        o = order_build(s, SEGMENT_HEADER, s.flushed)
+        if o is not None:
+            try:
+                order_save(s, o)
+            except StorageError:
+                return o            # on a full disk, say: it serves as long as the store is open
+            # Saved, it is better read from the file: those pages can be dropped.
+            o = order_load(s) or o
     return o
 
 
+# Bring a file into memory, without the GIL.
+cdef int read_through(Files files, bytes path) except -1:
+    cdef ByteBuf chunk = ByteBuf()
+    cdef uint8_t* dst = bytebuf_reserve(chunk, CHUNK)
+    cdef uint64_t at = 0
+    cdef ssize_t got = 1
+    cdef int fd = files_open(files, path, O_RDONLY)
+    if fd < 0:
+        return 0
+    with nogil:
+        while got > 0:
+            got = files_read(files, fd, dst, CHUNK, at)
+            at += got
+        files.call.close(files.ctx, fd)
+    return 0
+
+
 cdef list order_runs(Segment s):
-    cdef Order run
-    cdef list runs
+    cdef list made
     # A saved order says where the keys were before the damage: nothing can be searched by it, or merged.
     if s.damaged and s.sealed:
         return None
-    # Sealed with runs of its own, it goes on with these: a whole sort would hold up whoever asks now.
-    if s.sealed and s.runs is None and not s.settling:
-        run = order_load(s)
-        if run is None:
-            run = order_build(s, SEGMENT_HEADER, s.flushed)
-            if run is None:
-                return None
-            order_save(s, run)
-        order_settle(s, run)
-    if s.runs is None:
-        s.runs = []
-        s.ordered = SEGMENT_HEADER
-    runs = s.runs
-    if s.ordered < s.flushed:
-        run = order_build(s, s.ordered, s.flushed)
-        if run is None:
-            return None
-        s.ordered = s.flushed
-        runs.append(run)
-        # A few runs more cost a scan less than merging them beforehand; the cheapest merge first.
-        if len(runs) > MOST_RUNS:
-            i = min(range(len(runs) - 1), key=lambda i: runs[i].count + runs[i + 1].count)
-            runs[i:i + 2] = [merged(s, runs[i], runs[i + 1])]
-    return list(runs)
+    if s.sorting is not None:
+        job = s.sorting
+        job.run()           # or waits for the thread that is at it
+        job.finish()
+    made = order_make(s, s.runs, order_start(s), s.flushed)
+    if made is not None:
+        order_settle(s, made, s.flushed)
+        made = list(made)
+    return made
 
 
-cdef int order_settle(Segment s, Order o) except -1:
-    # Saved, it is better read from the file: those pages can be dropped.
-    if o.map == NULL:
-        o = order_load(s) or o
-    s.runs = [o]
-    s.ordered = s.flushed
-    return 0
+cdef void order_settle(Segment s, list runs, uint64_t end) noexcept:
+    s.runs = runs
+    s.ordered = end
 
 
 # ---- the file

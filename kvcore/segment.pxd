@@ -55,7 +55,7 @@ cdef class Segment:
     cdef readonly uint64_t records
     cdef list runs                  # of Order, see order.pxd; None: not asked for yet
     cdef uint64_t ordered           # bytes that the runs cover
-    cdef bint settling              # a job is making the one final order of a sealed segment
+    cdef object sorting             # the OrderJob under way for it, or None
     cdef readonly uint64_t min_version
     cdef readonly uint64_t max_version
 
@@ -74,6 +74,9 @@ cdef Segment segment_open_readonly(Files files, bytes directory, uint32_t id)
 cdef bint segment_header_holds(const uint8_t* header) except -1
 
 cdef bytes segment_name(uint32_t id)
+
+# What the manifest says of it, as a sealed one or an open one.
+cdef dict segment_entry(Segment s, bint sealed)
 
 # Make sure that bytes up to `end` are mapped. Raises StorageError.
 cdef int segment_map(Segment s, uint64_t end) except -1

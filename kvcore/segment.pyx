@@ -63,6 +63,13 @@ cdef bytes segment_name(uint32_t id):
     return b"%010d.seg" % id
 
 
+cdef dict segment_entry(Segment s, bint sealed):
+    if not sealed:
+        return {"id": s.id, "state": "open"}
+    return {"id": s.id, "state": "sealed", "bytes": s.flushed, "records": s.records,
+            "min_version": s.min_version, "max_version": s.max_version, "buried": s.buried}
+
+
 cdef Segment new_segment(Files files, bytes directory, uint32_t id, int flags, str what):
     global segments_open
     cdef Segment s = Segment()

@@ -89,16 +89,17 @@ cdef int store_next(Store s, object cursor, ByteBuf keys, ByteBuf values) except
 cdef inline void store_run_sync(void* job) noexcept nogil:
     sync_job_run(<SyncJob>job)
 
-# What the functions above would have to wait for the disk for, when the data do not fit into memory: a Job that brings
-# it, or None when there is nothing. run() it on any thread, finish() it here; what follows does not wait then, as a rule.
+# What the functions above would have to wait for: for the disk, when the data do not fit into memory. A Job that does it, or
+# None when there is nothing. run() it on any thread, finish() it here; what follows does not wait then, as a rule.
 
 # For store_get (with `value`), store_put and store_delete of `key`. With a job from before this is added to it.
 cdef inline object store_warm(Store s, Slice key, bint value, object job):
     return job if s.closed else warm_key(s.index, s.log, key, value, job)
 
-# For store_scan, and the first store_next, with values or without. Never None: nobody knows before the search is done.
-cdef inline object store_warm_scan(Store s, Slice prefix, bint values):
-    return None if s.closed else warm_scan(s.log, prefix, values)
+# For store_scan, and the first store_next, with values or without: also when what it has to sort first would take long. With
+# `doubt`, whether all is in memory, never None, as nobody knows before the search is done.
+cdef inline object store_warm_scan(Store s, Slice prefix, bint values, bint doubt):
+    return None if s.closed else warm_scan(s.log, prefix, values, doubt)
 
 # How often this thread has waited for a page that was read from the disk.
 cdef inline long store_faults() noexcept:

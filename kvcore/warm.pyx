@@ -1,22 +1,20 @@
 from libc.stdint cimport uint64_t
-from posix.fcntl cimport O_RDONLY
 
-from kvcore.bytebuf cimport bytebuf_append, bytebuf_reserve
-from kvcore.files cimport Files, files_open, files_read
+from kvcore.bytebuf cimport bytebuf_append
 from kvcore.hashindex cimport Entry, index_first, index_hash, index_next
-from kvcore.log cimport log_segment
-from kvcore.order cimport order_load, order_offsets, order_path, order_seek
+from kvcore.log cimport OrderJob, log_order_job, log_segment
+from kvcore.order cimport order_offsets, order_seek, order_start
 from kvcore.record cimport RECORD_DEADLINE, RECORD_HEADER, Record
 from kvcore.scan cimport BLOCK, Source, prefix_end
 from kvcore.segment cimport segment_await, segment_fetch, segment_header, segment_resident
-from kvcore.types cimport slice_of, uint8_t
+from kvcore.types cimport slice_of
 
 
 cdef enum:
     AHEAD = 4096                # names brought at a time, of all orders together
     MOST_BYTES = 8 << 20        # bytes of their records, about, of each order; of one job for keys
     LONGEST = 1 << 20           # bytes of one record; the kernel reads on by itself
-    CHUNK = 256 << 10           # bytes read at a time
+    SORTED_AT_ONCE = 256 << 10  # bytes of new records that a search may have to sort: half a millisecond
     PART = 64                   # reads begun before the first is waited for
     BEGINNING = 128             # bytes of a record that hold its header and a usual key
 
@@ -38,6 +36,7 @@ cdef class WarmJob(Job):
     def __cinit__(self, log):
         self.segments = []
         self.stretches = ByteBuf()
+        self.orders = []
         self.names = []
 
     cdef int work(self) except -1:
@@ -54,11 +53,27 @@ cdef class WarmJob(Job):
             segment = <Segment>self.segments[at[i].segment]
             with nogil:
                 segment_await(segment, at[i].offset, at[i].length)
+        self.sort()
         faults = warm_faults()
         for names in self.names:
             bring_names(self, names)
         if warm_faults() != faults:
             self.cold = True        # what a search needs is read by searching
+        return 0
+
+    # Have the orders made that are lacking, here or by who is at it already.
+    cdef int sort(self) except -1:
+        cdef OrderJob job
+        for job in self.orders:
+            job.run()
+            if self.lo is not None and job.made is not None:
+                self.names.extend([beginning_of(job.segment, order) for order in job.made])
+        return 0
+
+    cdef int settle(self) except -1:
+        cdef OrderJob job
+        for job in self.orders:
+            job.finish()
         return 0
 
 
@@ -92,34 +107,11 @@ cdef class Names:
 
 
 cdef int bring_names(WarmJob job, Names names) except -1:
-    if names.order is None:
-        # Not kept, as only the owner may do that; who loads it once more finds it in memory.
-        read_through(names.segment.files, order_path(names.segment))
-        names.order = order_load(names.segment)
-        if names.order is None:
-            return 0
     if job.lo is not None:
         names.first = seek(names, job.lo)
     if job.hi is not None:
         bring(job, names, seek(names, job.hi), 2, True)
     return bring(job, names, names.first, names.count, job.values)
-
-
-# Bring a file into memory, without the GIL.
-cdef int read_through(Files files, bytes path) except -1:
-    cdef ByteBuf chunk = ByteBuf()
-    cdef uint8_t* dst = bytebuf_reserve(chunk, CHUNK)
-    cdef uint64_t at = 0
-    cdef ssize_t got = 1
-    cdef int fd = files_open(files, path, O_RDONLY)
-    if fd < 0:
-        return 0
-    with nogil:
-        while got > 0:
-            got = files_read(files, fd, dst, CHUNK, at)
-            at += got
-        files.call.close(files.ctx, fd)
-    return 0
 
 
 # The place before that of `key`.
@@ -181,20 +173,34 @@ cdef Names names_of(Segment segment, Order order, size_t first, size_t count):
     return names
 
 
-cdef WarmJob warm_scan(Log log, Slice prefix, bint values):
+# The cursor reads one block at once.
+cdef inline Names beginning_of(Segment segment, Order order):
+    return names_of(segment, order, 0, BLOCK + 2)
+
+
+# Would it take long to make the orders that this segment lacks?
+cdef bint is_unsorted(Segment segment) noexcept:
+    cdef uint64_t start = order_start(segment)
+    return not (segment.damaged and segment.sealed) and (start == 0 or segment.flushed - start > SORTED_AT_ONCE)
+
+
+cdef WarmJob warm_scan(Log log, Slice prefix, bint values, bint doubt):
     cdef WarmJob job = WarmJob(log)
     cdef Segment segment
-    cdef list orders
-    job.lo = prefix.ptr[:prefix.len]
-    job.hi = prefix_end(job.lo)
-    job.values = values
     for segment in log.segments:
-        if segment is not None and not segment.damaged:
-            orders = segment.runs if segment.runs or not segment.sealed or segment.settling else [None]
-            for order in orders or []:
-                # The cursor reads one block at once.
-                job.names.append(names_of(segment, <Order>order, 0, BLOCK + 2))
-    return job
+        if segment is None:
+            continue
+        if segment.sorting is not None:
+            job.orders.append(segment.sorting)
+        elif is_unsorted(segment):
+            job.orders.append(log_order_job(log, segment))
+        elif doubt and not segment.damaged:
+            job.names.extend([beginning_of(segment, order) for order in segment.runs or ()])
+    if doubt:
+        job.lo = prefix.ptr[:prefix.len]
+        job.hi = prefix_end(job.lo)
+        job.values = values
+    return job if doubt or job.orders else None
 
 
 # Are there names in the next block that were not brought?

@@ -44,7 +44,7 @@ cdef class Session:
     cdef uint64_t taken         # bytes of replies that have gone out of `out`
     cdef bint stopped           # the last run ended before its input: enough replies wait, or its time was over
     cdef size_t ahead           # in the input: up to where the store knows what is coming
-    cdef bint warmed            # what the next command reads was brought into memory
+    cdef int waited             # jobs that the next command has waited for
     cdef bint waits             # for the disk: context.job was found to
     cdef uint32_t steps         # commands since the clock was looked at
     cdef double deadline        # when this run gives way to other clients

@@ -5,7 +5,7 @@ from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_discard, byte
 from kvcore.store cimport STORE_AHEAD, Store, store_expect, store_flush, store_flushes, store_pending, store_warm
 from kvcore.types cimport Slice, slice_of
 from kvnet.commands.text cimport (
-    FLAG_WRITES, text_commands, text_fail, text_find, text_list_more)
+    FLAG_LISTS, FLAG_WRITES, text_commands, text_fail, text_find, text_list_more)
 from kvnet.context cimport CHALLENGE, ESCABELO, LF
 from kvnet.metrics cimport OUTCOME_ERROR, OUTCOME_OK, Outcome, histogram_add
 from kvnet.residency cimport Residency, residency_doubted, residency_found, residency_ran, residency_renew
@@ -27,6 +27,7 @@ cdef enum:
     MOST_ROOM = 1 << 20         # and of a long command
     SPARE = 1 << 20             # bytes of room the spare reply buffer keeps
     KEPT = 256                  # and the buffer of a session that is empty
+    MOST_WAITS = 4              # jobs that one command waits for
     INVALID = TEXT_COMMANDS     # the row of what is no command
 
 cdef double TURN = 0.001        # seconds that a run may take
@@ -316,25 +317,31 @@ cdef size_t coming_keys(const uint8_t* data, size_t n, size_t* at, Slice* keys) 
     return count
 
 
-# Does the command have to wait for the disk? Asked once: were memory so short that what has been read is gone again, it
-# might wait for ever.
+# Does the command have to wait for a job? For the disk once: were memory so short that what has been read is gone again, it
+# might wait for ever. A list also for what was written while others sorted for it: there is less of that each time.
 cdef bint must_wait(Session s, int row, const Arguments* a) except -1:
-    if s.warmed or text_commands[row].warm == NULL:
-        s.warmed = False
-        return False
-    text_commands[row].warm(s.context, a)
-    s.warmed = s.context.job is not None
-    if not s.warmed:
-        residency_found(s.residency, 1)
-    return s.warmed
+    cdef Context c = s.context
+    cdef bint doubt = c.doubt and s.waited == 0
+    cdef bint sorts = text_commands[row].flags & FLAG_LISTS and s.waited < MOST_WAITS
+    if text_commands[row].warm != NULL and (doubt or sorts):
+        text_commands[row].warm(c, a, doubt)
+        if c.job is not None:
+            s.waited += 1
+            return True
+        if doubt:
+            residency_found(s.residency, 1)
+    s.waited = 0
+    return False
 
 
-# The command at now.position waits for the disk: what those behind it need is read at the same time.
+# The command at now.position waits. With doubt whether all is in memory, what those behind it need is read at the same time.
 cdef int bring_ahead(Session s, const uint8_t* data, size_t n) except -1:
     cdef Context c = s.context
     cdef Slice[STORE_AHEAD] keys
     cdef size_t at = s.now.position, i
     s.now.framer.after_return = False       # it will be framed again
+    if not c.doubt:
+        return 0
     for i in range(1, coming_keys(data, n, &at, keys)):
         c.job = store_warm(c.store, keys[i], True, c.job)
     return 0
@@ -364,7 +371,7 @@ cdef int execute(Session s, Slice line, size_t used) except -1:
         pending = store_pending(c.store)
         flushes = store_flushes(c.store)
         try:
-            if c.doubt and must_wait(s, row, &a):
+            if (c.doubt or text_commands[row].flags & FLAG_LISTS) and must_wait(s, row, &a):
                 return 0
             outcome = text_commands[row].run(c, &a)
         except (KVError, MemoryError) as error:
@@ -406,7 +413,7 @@ cdef int go_back(Session s, object error) except -1:
     bytebuf_truncate(s.writes, s.now.writes)
     s.context.cursor = None
     s.context.job = None
-    s.warmed = False
+    s.waited = 0
     s.context.refusing = str(error)
     s.deadline = clock() + TURN     # or it might come no further than this, turn after turn
     return 0

@@ -20,6 +20,15 @@ def at_once(job):
     job.finish()
 
 
+def resume(session):
+    """Do what the session waits for, and go on with it."""
+    if session.job is not None:
+        session.job.run()
+        session.job.finish()
+        session.warm()
+    session.resume()
+
+
 class HandWorker:
     """In the place of the thread of a store used as a library: its jobs are run when the test says so."""
 

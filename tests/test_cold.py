@@ -11,7 +11,7 @@ from kvnet.residency import Residency
 from kvnet.session import Session, command_rows
 from kvnet.warmer import Warmer
 from tests.probe import ColdFiles
-from tests.support import StoreCase
+from tests.support import StoreCase, resume
 from tests.test_protocol import STATUS, ConnectionCase
 
 
@@ -363,12 +363,12 @@ class ListTest(ColdCase):
         session = Session(store, metrics, command_rows(metrics), residency=residency)
         replies = b""
         session.feed(b"reads k0\rkeys\r")
+        beginning = session.job
+        resume(session)
+        # Of each order the names that the search finds, and those before and behind it.
+        self.assertGreater(beginning.looked, 3 * len(beginning.orders))
         while session.unfinished:
-            if session.job is not None:
-                session.job.run()
-                session.job.finish()
-                session.warm()
-            session.resume()
+            resume(session)
             replies += session.take()
         pairs = sorted((self.pairs | contents).items())
         self.assertEqual(

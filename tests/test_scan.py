@@ -2,6 +2,7 @@
 caches on disk say."""
 
 import contextlib
+import errno
 import os
 import random
 
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kvcore
+from tests.probe import HookedFiles
 from tests.support import StoreCase
 from tests.test_recovery import SMALL, records
 
@@ -61,6 +63,20 @@ class OrderTest(StoreCase):
                     store.put(key, b"")
             self.assertEqual(list(store.keys()), sorted(set(keys)), name)
             store.close()
+
+    def test_what_comes_between_lists_is_merged_with_what_was_sorted_before(self):
+        store = self.open(autoflush=False)
+        rng = random.Random(11)
+        expected = set()
+        for _ in range(40):
+            for _ in range(rng.choice((1, 5, 100))):
+                key = b"%d" % rng.randrange(2000)
+                store.put(key, b"")
+                expected.add(key)
+            self.assertEqual(list(store.keys()), sorted(expected))
+        # A wrong order passes for damage: the list is made without it, and the segment is compacted no more.
+        store.compact()
+        self.assertEqual(store.stats()["dead_bytes"], 0)
 
     def test_long_keys(self):
         store = self.open(max_value_size=1000)
@@ -207,6 +223,18 @@ class CacheTest(StoreCase):
             self.check()
             with open(path, "rb") as f:
                 self.assertEqual(f.read(), good)
+
+    def test_order_that_cannot_be_saved_serves_all_the_same(self):
+        for path in self.orders():
+            os.unlink(path)
+
+        def hook(call, what):
+            return -errno.ENOSPC if call in ("open", "rename") and b".ord" in what else None
+
+        store = self.open(segment_size=SMALL, files=HookedFiles(hook))
+        self.assertEqual(list(store.keys()), self.expected)
+        self.assertEqual((self.orders(), store.state), ([], "ok"))
+        store.close()
 
     def test_order_of_another_segment_is_not_believed(self):
         first, second = self.orders()[:2]

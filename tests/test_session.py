@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from kvnet.commands.text import COMMANDS
 from kvnet.metrics import Metrics
 from kvnet.session import Session, command_rows
-from tests.support import StoreCase
+from tests.support import StoreCase, resume
 
 STATUS = b"well going our operation\r"
 KEY_BYTES = bytes(sorted({*range(65, 123), *range(48, 58), *b".-:"}))
@@ -80,7 +80,7 @@ class SessionCase(StoreCase):
     def drain(self, session):
         replies = [session.take()]
         while session.unfinished and not session.held:
-            session.resume()
+            resume(session)
             replies.append(session.take())
         return b"".join(replies)
 
@@ -316,13 +316,110 @@ class ListTest(SessionCase):
         self.assertTrue(session.unfinished)
         parts = [session.take()]
         while session.unfinished:
-            session.resume()
+            resume(session)
             parts.append(session.take())
         self.assertGreater(len(parts), 3)
         self.assertLess(max(map(len, parts)), 1_200_000)
         values = b"".join(parts).split(b"\r")
         self.assertEqual(values[:5000], [b"%06d" % i + b"v" * 1000 for i in range(5000)])
         self.assertEqual(values[5000:], [STATUS[:-1], b"000001" + b"v" * 1000, b""])
+
+    def test_what_is_new_is_sorted_elsewhere_while_others_are_served(self):
+        store = self.fill(3000, 100)
+        session, other = self.session(store), self.session(store)
+        session.feed(b"keys\rstatus\r")
+        self.assertEqual(session.take(), b"")
+        self.assertEqual(self.talk(other, b"read k000001\r"), b"000001" + b"v" * 100 + b"\r")
+        self.assertTrue(session.unfinished)
+        self.assertEqual(self.drain(session).split(b"\r"), [b"k%06d" % i for i in range(3000)] + [STATUS[:-1], b""])
+        # A little more is sorted on the way.
+        self.assertEqual(self.talk(other, b"write new|1\r"), b"success\r")
+        session.feed(b"reads new\r")
+        self.assertIsNone(session.job)
+        self.assertEqual(session.take(), b"1\r")
+
+    def test_what_is_written_while_it_is_sorted_is_sorted_then_but_not_for_ever(self):
+        store = self.fill(3000, 100)
+        session = self.session(store)
+        session.feed(b"keys\r")
+        jobs = 0
+        while session.job is not None:
+            jobs += 1
+            for i in range(3000):
+                store.put(b"w%06d" % (jobs * 3000 + i), bytes(100))
+            store.flush()
+            resume(session)
+        self.assertEqual(jobs, 4)
+        found = (session.take() + self.drain(session)).split(b"\r")
+        self.assertEqual(found, [b"k%06d" % i for i in range(3000)] + [b"w%06d" % (3000 + i) for i in range(12000)] + [b""])
+
+    def test_two_that_list_wait_for_one_sorting(self):
+        store = self.fill(3000, 100)
+        sessions = [self.session(store) for _ in range(2)]
+        for session in sessions:
+            session.feed(b"keys\r")
+        first, second = (session.job.orders for session in sessions)
+        self.assertEqual(len(first), 1)
+        self.assertEqual(first, second)
+        for session in sessions:
+            self.assertEqual(self.drain(session).count(b"k"), 3000)
+
+    def test_a_store_just_opened_has_its_orders_read_elsewhere(self):
+        store = self.open(segment_size=65536)
+        for i in range(3000):
+            store.put(b"k%06d" % i, bytes(100))
+        store.close()
+        session = self.session(self.open(segment_size=65536))
+        session.feed(b"keys\r")
+        self.assertGreater(len(session.job.orders), 3)
+        self.assertEqual(self.drain(session).count(b"k"), 3000)
+
+    def test_segments_that_are_sealed_and_dropped_while_they_are_sorted(self):
+        """Jobs of lists and of the store end in any order, and too late; each list holds what was there throughout."""
+        rng = random.Random(12)
+        late = []
+        store = self.open(segment_size=1 << 19, executor=late.append, autoflush=False)
+
+        def end(job):
+            late.remove(job)
+            job.run()
+            job.finish()
+
+        sessions = []
+        model = {}
+        for _step in range(400):
+            for _ in range(rng.randrange(400)):
+                key = b"key%04d" % rng.randrange(4000)
+                if rng.random() < 0.8:
+                    store.put(key, model.setdefault(key, rng.randbytes(200).replace(b"\r", b"")))
+                else:
+                    store.delete(key)
+                    model.pop(key, None)
+                    for _, there, _ in sessions:
+                        there.discard(key)
+            store.flush()
+            if rng.random() < 0.3 and len(sessions) < 4:
+                session = self.session(store)
+                session.feed(b"keys\r")
+                sessions.append((session, set(model), []))
+            if rng.random() < 0.05:
+                store.compact()
+            if late and rng.random() < 0.5:
+                end(rng.choice(late))
+            if sessions and rng.random() < 0.6:
+                session, there, parts = rng.choice(sessions)
+                if session.unfinished:
+                    resume(session)
+                parts.append(session.take())
+                if not session.unfinished:
+                    sessions.remove((session, there, parts))
+                    found = b"".join(parts).split(b"\r")
+                    self.assertEqual(found.pop(), b"")
+                    self.assertEqual(found, sorted(set(found)))
+                    self.assertLessEqual(there, set(found))
+        while late:
+            end(late[0])
+        self.assertEqual(list(store.keys()), sorted(model))
 
     def test_replies_that_nobody_takes_stop_the_execution(self):
         """A few bytes of input can ask for gigabytes of replies."""

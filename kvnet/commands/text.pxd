@@ -8,6 +8,7 @@ from kvnet.textwire cimport Arguments, Shape
 cdef enum:
     TEXT_COMMANDS = 6
     FLAG_WRITES = 1             # changes the store: its success waits for durability
+    FLAG_LISTS = 2              # what is new since the last list may have to be sorted first
 
 
 cdef struct TextCommand:
@@ -17,8 +18,9 @@ cdef struct TextCommand:
     int flags
     # Append the reply to c.out. Raises KVError or MemoryError; the session turns it into an error reply.
     Outcome (*run)(Context c, const Arguments* a) except? OUTCOME_ERROR
-    # Have c.job read, too, what `run` would wait for the disk for; it stays None when that is nothing. NULL: never anything.
-    int (*warm)(Context c, const Arguments* a) except -1
+    # Have c.job do, too, what `run` would take long for: with `doubt` read from the disk; sort. It stays None when that is
+    # nothing. NULL: never anything.
+    int (*warm)(Context c, const Arguments* a, bint doubt) except -1
 
 
 cdef TextCommand[TEXT_COMMANDS] text_commands

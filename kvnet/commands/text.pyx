@@ -125,23 +125,25 @@ cdef int join(Context c) except -1:
     return 0
 
 
-cdef int warm_value(Context c, const Arguments* a) except -1:
-    c.job = store_warm(c.store, a.key, True, c.job)
+cdef int warm_value(Context c, const Arguments* a, bint doubt) except -1:
+    if doubt:
+        c.job = store_warm(c.store, a.key, True, c.job)
     return 0
 
 
-cdef int warm_key(Context c, const Arguments* a) except -1:
-    c.job = store_warm(c.store, a.key, False, c.job)
+cdef int warm_key(Context c, const Arguments* a, bint doubt) except -1:
+    if doubt:
+        c.job = store_warm(c.store, a.key, False, c.job)
     return 0
 
 
-cdef int warm_keys(Context c, const Arguments* a) except -1:
-    c.job = store_warm_scan(c.store, slice_of(NULL, 0), False)
+cdef int warm_keys(Context c, const Arguments* a, bint doubt) except -1:
+    c.job = store_warm_scan(c.store, slice_of(NULL, 0), False, doubt)
     return 0
 
 
-cdef int warm_reads(Context c, const Arguments* a) except -1:
-    c.job = store_warm_scan(c.store, a.key, True)
+cdef int warm_reads(Context c, const Arguments* a, bint doubt) except -1:
+    c.job = store_warm_scan(c.store, a.key, True, doubt)
     return 0
 
 
@@ -158,8 +160,8 @@ text_commands = [
     TextCommand(b"write", 5, SHAPE_KEY_VALUE, FLAG_WRITES, run_write, warm_key),
     TextCommand(b"delete", 6, SHAPE_KEY, FLAG_WRITES, run_delete, warm_key),
     TextCommand(b"status", 6, SHAPE_NONE, 0, run_status, NULL),
-    TextCommand(b"keys", 4, SHAPE_NONE, 0, run_keys, warm_keys),
-    TextCommand(b"reads", 5, SHAPE_KEY, 0, run_reads, warm_reads),
+    TextCommand(b"keys", 4, SHAPE_NONE, FLAG_LISTS, run_keys, warm_keys),
+    TextCommand(b"reads", 5, SHAPE_KEY, FLAG_LISTS, run_reads, warm_reads),
 ]
 
 # (name, what follows it) of every command, for docs and tests.
