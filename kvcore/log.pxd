@@ -15,7 +15,7 @@ from libc.stdint cimport int64_t, uint32_t, uint64_t
 from kvcore.bytebuf cimport ByteBuf
 from kvcore.files cimport Files
 from kvcore.record cimport Record
-from kvcore.segment cimport Segment
+from kvcore.segment cimport SEGMENT_HEADER, Segment
 from kvcore.types cimport Location, Slice, uint8_t
 
 
@@ -107,9 +107,6 @@ cdef class OrderJob(Job):
     cdef readonly list made             # all that it has then; None: they could not be made
 
 
-# Room for a record of `size` bytes in the active segment? False: flush, then log_rotate.
-cdef bint log_has_room(Log log, size_t size) noexcept
-
 # Put one record into the buffer; fill its version and `at`. Raises MemoryError; nothing has changed then.
 cdef int log_append(Log log, Record* r, Location* at) except -1
 
@@ -190,6 +187,13 @@ cdef uint64_t log_next_version(Log log) noexcept
 
 # The time that decides what has expired, in unix milliseconds: the clock's, but never before the last record's.
 cdef uint64_t log_now(Log log) noexcept
+
+
+# Room for a record of `size` bytes in the active segment? False: flush, then log_rotate.
+cdef inline bint log_has_room(Log log, size_t size) noexcept:
+    cdef uint64_t end = log.active.flushed + log.buf.len
+    # An empty segment takes any record: one larger than a segment gets a segment of its own.
+    return end == SEGMENT_HEADER or end + size <= log.segment_size
 
 
 # Take a segment into the list.

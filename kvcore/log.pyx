@@ -14,7 +14,7 @@ from kvcore.record cimport (
     COMMIT_SIZE, MARK_SIZE, RECORD_COMMIT, RECORD_HEADER, RECORD_KIND, RECORD_MARK, RECORD_TOMBSTONE, record_encode,
     record_of, record_size)
 from kvcore.segment cimport (
-    SEGMENT_HEADER, segment_close_window, segment_copy, segment_create, segment_entry, segment_key_equal, segment_map,
+    segment_close_window, segment_copy, segment_create, segment_entry, segment_key_equal, segment_map,
     segment_prefetch, segment_seal, segment_store, segment_sync, segment_sync_quietly, segment_unpin)
 from kvcore.types cimport slice_of
 
@@ -63,12 +63,6 @@ cdef uint64_t log_next_version(Log log) noexcept:
     cdef uint64_t now = <uint64_t>max(log.files.call.clock(log.files.ctx), <int64_t>0) << 20
     log.last_version = max(log.last_version + 1, now)
     return log.last_version
-
-
-cdef bint log_has_room(Log log, size_t size) noexcept:
-    cdef uint64_t end = log.active.flushed + log.buf.len
-    # An empty segment takes any record: one larger than a segment gets a segment of its own.
-    return end == SEGMENT_HEADER or end + size <= log.segment_size
 
 
 cdef int log_append(Log log, Record* r, Location* at) except -1:

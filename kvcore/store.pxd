@@ -72,10 +72,12 @@ cdef int store_batch_undo(Store s) except -1
 cdef int store_flush(Store s) except -1
 
 # How many flushes have succeeded: a change tells the caller that store_put flushed on its own, to begin a new segment.
-cdef uint64_t store_flushes(Store s) noexcept
+cdef inline uint64_t store_flushes(Store s) noexcept:
+    return s.flushes
 
 # Bytes put but not flushed.
-cdef size_t store_pending(Store s) noexcept
+cdef inline size_t store_pending(Store s) noexcept:
+    return 0 if s.closed else s.log.buf.len
 
 # A cursor over all keys that begin with `prefix`, in byte order. A flush comes first.
 cdef object store_scan(Store s, Slice prefix)

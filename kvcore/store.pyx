@@ -124,7 +124,7 @@ cdef class Store:
         ClosedError. The old value is then unchanged.
         """
         look_after(self)
-        store_put(self, view(key), view(value), 0 if ttl is None else deadline_in(self, ttl))
+        put(self, view(key), view(value), 0 if ttl is None else deadline_in(self, ttl))
         after_write(self)
 
     def delete(self, bytes key not None):
@@ -445,7 +445,8 @@ cdef int append_value(ByteBuf out, const Record* r) except -1:
 
 # Make sure that a record of this size, and the note of its change, have room. After this, nothing but memory can fail.
 cdef int make_room(Store s, size_t size) except -1:
-    log_check_writable(s.log)
+    if s.log.broken is not None:
+        log_check_writable(s.log)
     if s.batch_left == 0:           # store_batch has made room for a batch
         if not log_has_room(s.log, size):
             store_flush(s)
@@ -453,21 +454,28 @@ cdef int make_room(Store s, size_t size) except -1:
         elif s.log.buf.len > UNFLUSHED:
             # A buffer that outgrows the processor's cache makes writing slower, not faster.
             store_flush(s)
-        log_mark(s.log)
+        if s.log.mark_due:
+            log_mark(s.log)
     return undo_reserve(s.undo)
 
 
 cdef int store_put(Store s, Slice key, Slice value, uint64_t expires_at) except -1:
+    check_open(s)
+    return put(s, key, value, expires_at)
+
+
+# store_put, of a store that is known to be open.
+cdef int put(Store s, Slice key, Slice value, uint64_t expires_at) except -1:
     cdef Record r = record_of(more_follows(s), key, value, expires_at)
     cdef uint64_t hash
     cdef Location at
     cdef Location before = Location(0, 0, 0)
     check_sizes(s, key, value)
-    check_open(s)
     hash = index_hash(s.index, key.ptr, key.len)
     # The place in the index comes into the cache while the record is encoded.
     index_prefetch(s.index, hash)
-    log_check_space(s.log)
+    if s.log.short_of_space:
+        log_check_space(s.log)
     make_room(s, r.size)
     if expires_at:
         deadlines_reserve(s.deadlines)
@@ -570,14 +578,6 @@ cdef int store_flush(Store s) except -1:
     s.flushes += 1
     undo_forget(s.undo)
     return 0
-
-
-cdef uint64_t store_flushes(Store s) noexcept:
-    return s.flushes
-
-
-cdef size_t store_pending(Store s) noexcept:
-    return 0 if s.closed else s.log.buf.len
 
 
 cdef object store_scan(Store s, Slice prefix):

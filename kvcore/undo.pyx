@@ -1,29 +1,10 @@
-from kvcore.bytebuf cimport bytebuf_clear, bytebuf_reserve
+from kvcore.bytebuf cimport bytebuf_clear
 from kvcore.hashindex cimport Entry, index_first, index_insert, index_next, index_remove
 from kvcore.log cimport log_drop, log_unbury
 
 
 cdef enum:
     NOTES_KEPT = 1 << 20                # bytes of room that the notes keep between flushes
-
-
-cdef struct Change:
-    uint64_t hash
-    Location before
-    Location after
-
-
-cdef int undo_reserve(ByteBuf notes) except -1:
-    bytebuf_reserve(notes, sizeof(Change))
-    return 0
-
-
-cdef void undo_note(ByteBuf notes, uint64_t hash, Location before, Location after) noexcept:
-    cdef Change* change = <Change*>(notes.data + notes.len)
-    change.hash = hash
-    change.before = before
-    change.after = after
-    notes.len += sizeof(Change)
 
 
 cdef void undo_forget(ByteBuf notes) noexcept:

@@ -40,11 +40,11 @@ cdef class WarmJob(Job):
     cdef readonly list orders   # of OrderJob, to be done as well
     cdef list names             # of Names: read as far as `values` says
     cdef bint values
-    cdef int sort(self) except -1
     cdef bytes lo               # the names are those from here on, and those of the orders; None: from `first` of each
     cdef bytes hi               # the first name beyond is read, too; None: there is none
     cdef readonly bint cold     # something was not in memory; known when it has run
     cdef readonly size_t looked         # records of the names that were looked for in memory
+    cdef int sort(self) except -1
 
 
 # How often this thread has waited for a page that was read from the disk.
