@@ -164,19 +164,19 @@ cdef class Store:
 
     def keys(self, bytes prefix not None=b""):
         """Iterate over the keys (bytes) that begin with `prefix`, in byte order. Raises CorruptionError, ClosedError."""
+        cdef ByteBuf key = ByteBuf()
         cursor = store_scan(self, view(prefix))
-        key = ByteBuf()
         while store_next(self, cursor, key, None):
-            yield bytes(key)
+            yield key.data[:key.len]
             bytebuf_clear(key, SCRATCH_KEPT)
 
     def items(self, bytes prefix not None=b""):
         """Iterate over (key, value) pairs of bytes, by key. Raises CorruptionError, ClosedError."""
+        cdef ByteBuf key = ByteBuf()
+        cdef ByteBuf value = ByteBuf()
         cursor = store_scan(self, view(prefix))
-        key = ByteBuf()
-        value = ByteBuf()
         while store_next(self, cursor, key, value):
-            yield bytes(key), bytes(value)
+            yield key.data[:key.len], value.data[:value.len]
             bytebuf_clear(key, SCRATCH_KEPT)
             bytebuf_clear(value, SCRATCH_KEPT)
 
