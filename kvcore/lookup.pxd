@@ -31,8 +31,8 @@ cdef Found lookup_record(Log log, Location at, ByteBuf out, Record* r) except? N
 cdef Found lookup_entry(
     HashIndex index, Log log, uint64_t hash, Slice key, ByteBuf scratch, Entry** entry) except? NOT_FOUND
 
-# Read `key`: its record stands, verified, behind out's content as with lookup_record; *at says where it stands in the log.
-# FOUND, NOT_FOUND, or DAMAGED. Raises MemoryError.
+# Read `key`, verified: r.value stands behind out's content, alone or with what precedes it in the record; r.key is not to be
+# used. *at says where the record stands in the log. FOUND, NOT_FOUND, or DAMAGED. Raises MemoryError.
 cdef Found lookup_read(
     HashIndex index, Log log, uint64_t hash, Slice key, ByteBuf out, Record* r, Location* at) except? NOT_FOUND
 

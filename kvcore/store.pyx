@@ -405,7 +405,7 @@ cdef inline int64_t now_ms(Store s) noexcept:
     return s.log.files.call.clock(s.log.files.ctx)
 
 
-# Read `key`'s record to the end of out, where r points; out.len does not move.
+# Read `key`; its value is behind out's content then, where r.value points. out.len does not move.
 cdef int read(Store s, Slice key, ByteBuf out, Record* r) except -1:
     cdef Location at
     check_open(s)
@@ -422,8 +422,8 @@ cdef int store_get(Store s, Slice key, ByteBuf out) except -1:
         return 0
     if r.flags & RECORD_COMPRESSED:
         return append_value(out, &r)
-    # The whole record stands behind the content: the value moves to its front.
-    memmove(out.data + out.len, r.value.ptr, r.value.len)
+    if r.value.ptr != out.data + out.len:       # but behind what precedes it in the record
+        memmove(out.data + out.len, r.value.ptr, r.value.len)
     out.len += r.value.len
     return 1
 

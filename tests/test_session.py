@@ -7,6 +7,7 @@ import resource
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import kvcore
 from kvnet.commands.text import COMMANDS
 from kvnet.metrics import Metrics
 from kvnet.session import Session, command_rows
@@ -431,6 +432,49 @@ class ListTest(SessionCase):
         self.assertIsNone(store.get(b"after"))
         self.assertEqual(self.drain(session).count(b"v"), 500_000_000)
         self.assertEqual(store.get(b"after"), b"1")
+
+
+class LongRecordTest(SessionCase):
+    """Long records are read in two parts: what precedes the value, and the value, to where it is sent from."""
+
+    def records(self):
+        for size in (*range(4090, 4104), 70_000, 200_000):
+            for key in (b"k%d" % size, b"long" * 1000 + b"%d" % size):
+                for ttl in (None, 1000):
+                    if size - 28 > len(key):
+                        yield key + b"t" * (ttl is not None), os.urandom(size - 20 - len(key)).replace(b"\r", b"\n"), ttl
+
+    def test_are_read_as_they_were_written_flushed_or_not(self):
+        store = self.open(autoflush=False)
+        contents = {}
+        for flushed in (False, True):
+            for key, value, ttl in self.records():
+                store.put(key, value, ttl)
+                contents[key] = value
+                self.assertEqual(store.get(key), value)
+            session = self.session(store)
+            asked = b"".join(b"read %s\rstatus\r" % key for key in contents)
+            self.assertEqual(self.talk(session, asked), b"".join(value + b"\r" + STATUS for value in contents.values()))
+            store.flush()
+            self.assertEqual({key: store.get(key) for key in contents}, contents, flushed)
+
+    def test_any_byte_of_one_that_is_damaged_makes_it_an_error(self):
+        store = self.open()
+        for ttl in (None, 1000):
+            store.put(b"key", b"v" * 10_000, ttl)
+            (path, *_), end = self.segment_paths(), store.stats()["written_bytes"]
+            start = end - 10_000 - (23 if ttl is None else 31)
+            with open(path, "r+b") as file:
+                session = self.session(store)
+                for at in (*range(start, start + 40), start + 5000, end - 1):
+                    file.seek(at)
+                    byte = file.read(1)
+                    for bit in range(8):
+                        os.pwrite(file.fileno(), bytes([byte[0] ^ 1 << bit]), at)
+                        self.assertRaises(kvcore.CorruptionError, store.get, b"key")
+                        self.assertEqual(self.talk(session, b"read key\r"), b"error\r", (at - start, bit))
+                    os.pwrite(file.fileno(), byte, at)
+                self.assertEqual(self.talk(session, b"read key\r"), b"v" * 10_000 + b"\r")
 
 
 class DurabilityTest(SessionCase):
