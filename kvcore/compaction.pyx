@@ -117,7 +117,7 @@ cdef class Compaction:
         for segment in outputs:
             segment.hidden = False
             segment_seal(segment)
-            log.executor(log_order_job(log, segment))
+            log.executor(log_order_job(log, segment, True))
         try:
             yield from checkpoint_steps(log, index, deadlines)
         except StorageError as error:

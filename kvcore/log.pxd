@@ -141,8 +141,9 @@ cdef int log_rotate(Log log) except -1
 # Run and finish the sealing of full segments and the making of a spare. Raises StorageError.
 cdef int log_seal(Log log) except -1
 
-# A job that makes the orders that the segment lacks now, before somebody scans; segment.sorting, too.
-cdef OrderJob log_order_job(Log log, Segment segment)
+# A job that makes the orders that the segment lacks now, before somebody scans, or with `final` the one order of a sealed
+# segment, whatever it has; segment.sorting, too.
+cdef OrderJob log_order_job(Log log, Segment segment, bint final)
 
 # End the writing for good.
 cdef int log_break(Log log, str reason) except -1

@@ -479,7 +479,7 @@ cdef class SealJob(Job):
             segment.allocated = segment.flushed
             segment_seal(segment)
             log.full.remove(segment)
-            log.executor(log_order_job(log, segment))
+            log.executor(log_order_job(log, segment, True))
             if (segment.id, segment.flushed) > (log.synced_id, log.synced_offset):
                 log.synced_id = segment.id
                 log.synced_offset = <uint32_t>segment.flushed
@@ -499,19 +499,20 @@ cdef class OrderJob(Job):
         return 0
 
     cdef int settle(self) except -1:
-        # Sealed meanwhile, it gets its final order from a later job. Orders that could not be made are made by who scans.
+        # Sealed meanwhile, it gets its final order from a later job. What could not be made is made by who scans, and who
+        # scanned without waiting may have made later ones.
         if self.segment.sorting is self:
             self.segment.sorting = None
-            if self.made is not None:
+            if self.made is not None and (self.start == 0 or self.segment.runs is self.before):
                 order_settle(self.segment, self.made, self.end)
         return 0
 
 
-cdef OrderJob log_order_job(Log log, Segment segment):
+cdef OrderJob log_order_job(Log log, Segment segment, bint final):
     cdef OrderJob job = OrderJob(log)
     job.segment = segment
     job.before = segment.runs
-    job.start = order_start(segment)
+    job.start = 0 if final else order_start(segment)
     job.end = segment.flushed
     segment.sorting = job
     return job

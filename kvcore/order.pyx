@@ -447,7 +447,7 @@ cdef list order_runs(Segment s):
     # A saved order says where the keys were before the damage: nothing can be searched by it, or merged.
     if s.damaged and s.sealed:
         return None
-    if s.sorting is not None:
+    if s.sorting is not None and order_start(s) == 0:
         job = s.sorting
         job.run()           # or waits for the thread that is at it
         job.finish()

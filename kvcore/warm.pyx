@@ -190,10 +190,9 @@ cdef WarmJob warm_scan(Log log, Slice prefix, bint values, bint doubt):
     for segment in log.segments:
         if segment is None:
             continue
-        if segment.sorting is not None:
-            job.orders.append(segment.sorting)
-        elif is_unsorted(segment):
-            job.orders.append(log_order_job(log, segment))
+        # One that is being sealed has orders of its own, as a rule: its final one is not waited for.
+        if is_unsorted(segment):
+            job.orders.append(segment.sorting or log_order_job(log, segment, False))
         elif doubt and not segment.damaged:
             job.names.extend([beginning_of(segment, order) for order in segment.runs or ()])
     if doubt:

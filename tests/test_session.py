@@ -375,6 +375,32 @@ class ListTest(SessionCase):
         self.assertGreater(len(session.job.orders), 3)
         self.assertEqual(self.drain(session).count(b"k"), 3000)
 
+    def test_a_segment_that_is_being_sealed_is_listed_by_the_orders_it_has(self):
+        late = []
+        store = self.open(segment_size=1 << 19, executor=late.append, autoflush=False)
+        session = self.session(store)
+        count = 0
+        while len(self.segment_paths()) < 4:
+            for _ in range(500):
+                store.put(b"k%06d" % count, bytes(100))
+                count += 1
+            self.assertEqual(self.talk(session, b"keys\r").count(b"k"), count)
+            while seals := [job for job in late if type(job).__name__ == "SealJob"]:
+                late.remove(seals[0])
+                seals[0].run()
+                seals[0].finish()
+        self.assertEqual({type(job).__name__ for job in late}, {"OrderJob"})
+        session.feed(b"keys\r")
+        self.assertIsNone(session.job)
+        self.assertEqual(self.drain(session).count(b"k"), count)
+        self.assertFalse(any(name.endswith(".ord") for name in os.listdir(self.dir)))
+        for job in late:
+            job.run()
+            job.finish()
+        orders = [name for name in os.listdir(self.dir) if name.endswith(".ord")]
+        self.assertEqual(len(orders), len(store.sealed_ids()))
+        self.assertEqual(self.talk(session, b"keys\r").count(b"k"), count)
+
     def test_segments_that_are_sealed_and_dropped_while_they_are_sorted(self):
         """Jobs of lists and of the store end in any order, and too late; each list holds what was there throughout."""
         rng = random.Random(12)
