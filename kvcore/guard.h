@@ -12,7 +12,7 @@
 #include <string.h>
 
 /* Where a guard goes on after a SIGBUS. The compiler's own jump saves three words in line; sigsetjmp is a call that saves
-   every register, and was a third of what a guard costs. */
+   every register: a quarter of the instructions of a guarded copy of 136 bytes (callgrind). */
 #if defined(__clang__) && !defined(__x86_64__)
 #include <setjmp.h>
 typedef sigjmp_buf kv_jump;
