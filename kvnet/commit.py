@@ -5,35 +5,39 @@
     no         nothing waits, nobody syncs before the store closes
 """
 
+import os
+
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
 
 from kvcore.errors import KVError
+from kvnet.group import Gathering, Group
 
 PERIOD = 1.0  # seconds between syncs of everysec
 PATIENCE = 2.0  # seconds since the last good one after which writes wait: what a power cut may cost
 TICK = 0.25  # seconds between looks at the clock
-SHORT = 0.001  # seconds: syncs that take less, and ...
-FEW = 10  # ... that no more connections wait for, are done sooner in the reactor than with two thread switches
+SHORT = 0.001  # seconds: syncs that take less are done in the reactor when it is alone, or when no more than ...
+FEW = 10  # ... connections wait for them: sooner than with two thread switches
+SERVED = 1e-5  # seconds that serving a connection takes, about
+FADES = 0.99  # by a sync: how many waited
 
-log = Logger()
 
-
-class Commit:
-    """Syncs of one store. store: kvcore.Store; metrics: Metrics; reactor: provides time and callLater; syncer: Syncer.
+class Commit(Gathering):
+    """Syncs of one store. store: kvcore.Store; metrics: Metrics; reactor: provides time; syncer: Syncer; soon: as Hub.soon.
 
     `holding` (bool) is read by the protocols before they execute a chunk: whether replies to writes have to wait.
     """
 
-    def __init__(self, store, metrics, reactor, syncer):
+    def __init__(self, store, metrics, reactor, syncer, soon):
         self._store = store
         self._syncer = syncer
+        self._soon = soon
         self._metrics = metrics
         self._reactor = reactor
         self._always = store.fsync == "always"
         self.holding = self._always
-        self._waiting = {}  # waiter -> the mark of its session that the next sync covers
+        self._alone = len(os.sched_getaffinity(0)) == 1  # whoever syncs keeps everybody waiting
+        self._most = 0.0  # connections that waited at a time, lately
         self._syncing = False
         self._scheduled = False
         self._idle = None  # Deferred of stop(), while a sync is under way
@@ -64,15 +68,18 @@ class Commit:
             return 0.0
         return self._reactor.seconds() - (self._started_at if self._always else self._good_at)
 
-    def wait(self, waiter, mark):
-        """Call waiter.released(mark) when all that its session answered up to mark is on the disk, or waiter.failed(reason);
-        and waiter.abort() when that raises.
-        """
-        self._waiting[waiter] = mark
-        if not self._syncing and not self._scheduled:
-            # At the end of this turn of the reactor: what the other connections sent in it joins the group.
+    def gathered(self):
+        """Somebody waits, or enough do. Called by wait()."""
+        if len(self.group) == self.enough:
+            self._go_on()
+        elif not self._syncing and not self._scheduled:
+            # When nobody is ready any more: what the other connections have sent joins the group.
             self._scheduled = True
-            self._reactor.callLater(0, self._begin)
+            self._soon(self._turn_over)
+
+    def _turn_over(self):
+        self._scheduled = False
+        self._go_on()
 
     def _tick(self):
         now = self._reactor.seconds()
@@ -84,10 +91,7 @@ class Commit:
             self._begin()
 
     def _begin(self):
-        self._scheduled = False
-        if self._syncing:
-            return  # _tick began one meanwhile; its end begins the next
-        group, self._waiting = self._waiting, {}
+        group, self.group = self.group, Group()
         self._started_at = started = self._reactor.seconds()
         try:
             job = self._store.sync_job()
@@ -98,7 +102,7 @@ class Commit:
             self._succeed(group, started)
             return
         self._syncing = True
-        if self._always and self._typical < SHORT and len(group) <= FEW:
+        if self._always and self._typical < SHORT and (self._alone or len(group) <= FEW):
             job.run()
             self._end(job, group, started)
         else:
@@ -107,6 +111,7 @@ class Commit:
     def _end(self, job, group, started):
         self._syncing = False
         self._typical += (job.seconds - self._typical) / 4
+        self._share(len(group) + len(self.group))
         try:
             job.finish()
         except KVError as error:
@@ -114,33 +119,32 @@ class Commit:
             self._fail(group, error)
         else:
             self._metrics.synced(job.seconds, len(group))
-            if len(self._waiting) > FEW:
+            if len(self.group) > FEW:
                 self._go_on()  # before the answers: meanwhile the disk is at work
             self._succeed(group, started)
         if self._idle is not None:
             self._idle.callback(None)
-        else:
+        elif not self._scheduled:
             self._go_on()
 
+    def _share(self, waited):
+        """Let two groups take turns, one at the disk while the other is served: where there are two processors for that, and
+        the disk is quick enough not to hold up the half that comes next.
+        """
+        self._most = max(self._most * FADES, waited)
+        halves = not self._alone and self._most > 2 * FEW and self._typical < self._most * SERVED
+        self.enough = int(self._most / 2) if halves else 0
+
     def _go_on(self):
-        if self._waiting and not self._scheduled and not self._syncing and self._idle is None:
+        if self.group and not self._syncing and self._idle is None:
             self._begin()
 
     def _succeed(self, group, started):
         self._good_at = max(self._good_at, started)
         self.holding = self._always
-        for waiter, mark in group.items():
-            self._answer(waiter, waiter.released, mark)
+        group.succeed()
 
     def _fail(self, group, error):
-        joined, self._waiting = self._waiting, {}
-        for waiter in {**group, **joined}:
-            self._answer(waiter, waiter.failed, str(error))
-
-    def _answer(self, waiter, how, what):
-        try:
-            how(what)
-        except Exception:
-            # One connection's trouble is not that of the others in the group.
-            log.failure("a connection could not be answered after a sync")
-            waiter.abort()
+        joined, self.group = self.group, Group()
+        group.fail(str(error))
+        joined.fail(str(error))

@@ -24,7 +24,7 @@ class Ports:
     def __init__(self, reactor, metrics):
         self.reactor = reactor
         self._metrics = metrics
-        self._hub = Hub(reactor)
+        self.hub = Hub(reactor)
 
     def __getattr__(self, name):
         return getattr(self.reactor, name)
@@ -39,7 +39,7 @@ class Ports:
 
     def _open(self, port):
         port.short = self.short
-        port.hub = self._hub
+        port.hub = self.hub
         port.startListening()
         return port
 

@@ -6,6 +6,7 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.logger import Logger
 from zope.interface import implementer
 
+from kvnet.group import Waiter
 from kvnet.residency import Residency
 from kvnet.session import Session, command_rows
 from kvnet.transport import Direct
@@ -21,6 +22,7 @@ class TextProtocol(Protocol):
     def connectionMade(self):
         factory = self.factory
         self.session = factory.new_session()
+        self._waiter = Waiter(self)
         self._choked = False  # the transport's buffer is full
         self._stalled = False  # commands wait that have to be executed first
         self._warming = False  # what they need is being read from the disk
@@ -28,7 +30,7 @@ class TextProtocol(Protocol):
         self._closing = False  # close when everything is answered
         self._heard_at = None  # when the client last sent something
         self._timeout = None
-        self._next_turn = None
+        self._scheduled = False  # _take_turn will be called
         factory.opened(self)
         if hasattr(self.transport, "setTcpNoDelay"):
             self.transport.setTcpNoDelay(True)
@@ -40,11 +42,11 @@ class TextProtocol(Protocol):
             self._timeout = factory.reactor.callLater(factory.idle_timeout, self._timed_out)
 
     def connectionLost(self, reason):
-        for call in (self._timeout, self._next_turn):
-            if call is not None:
-                call.cancel()
-        self._timeout = self._next_turn = None
+        if self._timeout is not None:
+            self._timeout.cancel()
+            self._timeout = None
         self._lost = True
+        self._waiter.close()
         self.factory.closed(self)
 
     def dataReceived(self, data):
@@ -126,21 +128,24 @@ class TextProtocol(Protocol):
             if not self._warming:
                 self._warming = True
                 self.factory.warmer.bring(session.job, self.warmed)
-        elif unfinished and not (self._choked or held) and self._next_turn is None:
+        elif unfinished and not (self._choked or held) and not self._scheduled:
             # A long list is made a part at a time, a long pipeline executed so; in between it is the others' turn.
-            self._next_turn = self.factory.reactor.callLater(0, self._take_turn)
+            self._scheduled = True
+            self.factory.soon(self._take_turn)
         if unfinished != self._stalled:
             # What the client sends on may wait in the kernel.
             self._stalled = unfinished
             self._read_or_not()
         if held:
-            self.factory.commit.wait(self, session.mark)
+            self.factory.commit.wait(self._waiter, session.mark)
         elif self._closing and not unfinished:
             self.transport.unregisterProducer()
             self.transport.loseConnection()
 
     def _take_turn(self):
-        self._next_turn = None
+        self._scheduled = False
+        if self._lost:
+            return
         if not self._choked:
             self.session.hold = self.factory.commit.holding
             self.session.resume()
@@ -167,17 +172,20 @@ class TextProtocol(Protocol):
 
 
 class TextFactory(Factory):
-    """Connections of the text protocol. Options as on the command line; `connections` is the set of open ones."""
+    """Connections of the text protocol. soon: as Hub.soon; options as on the command line; `connections` is the set of open
+    ones.
+    """
 
     noisy = False
     protocol = TextProtocol
 
-    def __init__(self, store, commit, metrics, reactor, *, dialect="challenge", max_value_size=64 << 20,
+    def __init__(self, store, commit, metrics, reactor, soon, *, dialect="challenge", max_value_size=64 << 20,
                  max_connections=10_000, idle_timeout=0):
         self.store = store
         self.commit = commit
         self.metrics = metrics
         self.reactor = reactor
+        self.soon = soon
         self.dialect = dialect
         self.max_value_size = max_value_size
         self.max_connections = max_connections

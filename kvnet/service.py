@@ -55,6 +55,7 @@ class Server(MultiService):
         self._metrics = Metrics()
         self._lag = Lag(self._metrics, reactor)
         ports = Ports(reactor, self._metrics)
+        self._hub = ports.hub
         site = MonitorSite(reactor, self._scrape, self._readiness)
         for name, factory in (("text", self._gate), ("metrics", site)):
             if options[name] is not None:
@@ -112,12 +113,13 @@ class Server(MultiService):
         raise_descriptor_limit(options["max-connections"])
         metrics = self._metrics
         self._scrubber = Scrubber(self.store, metrics, self._reactor, self._threads)
-        self._commit = Commit(self.store, metrics, self._reactor, Syncer(self._reactor))
+        self._commit = Commit(self.store, metrics, self._reactor, Syncer(self._hub), self._hub.soon)
         self._gate.factory = TextFactory(
             self.store,
             self._commit,
             metrics,
             self._reactor,
+            self._hub.soon,
             dialect=options["dialect"],
             max_value_size=options["max-value-size"],
             max_connections=options["max-connections"],

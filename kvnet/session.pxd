@@ -14,12 +14,17 @@ how a sync is waited for.
 from libc.stdint cimport uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
+from kvcore.store cimport STORE_AHEAD
 from kvcore.types cimport Slice, uint8_t
 from kvnet.commands.text cimport TEXT_COMMANDS
 from kvnet.context cimport Context
 from kvnet.metrics cimport OUTCOMES, Metrics
 from kvnet.residency cimport Residency
 from kvnet.textwire cimport Framer
+
+
+cdef enum:
+    PLACES = STORE_AHEAD
 
 
 # A moment to go back to: all commands before it are in the kernel or changed nothing.
@@ -54,11 +59,15 @@ cdef class Session:
     cdef public bint hold       # replies to writes wait for release()
 
 
-# Where to receive input, and how much there is room for: *n bytes. The place is good until the next call of any session.
-cdef uint8_t* session_room(Session s, size_t* n) except NULL
+# Where to receive input, and how much there is room for: *n bytes. PLACES sessions may receive at a time, each in a place
+# of its own, counted from 0; it is good until the next call of this session, and of any other with this place.
+cdef uint8_t* session_room(Session s, int place, size_t* n) except NULL
+
+# The key of the first command in the n bytes that have been received there; empty when there is none. A hint.
+cdef Slice session_coming(Session s, int place, size_t n) noexcept
 
 # n bytes have been received there: execute what they complete.
-cdef int session_received(Session s, size_t n) except -1
+cdef int session_received(Session s, int place, size_t n) except -1
 
 # Do replies wait for a sync?
 cdef inline bint session_held(Session s) noexcept:

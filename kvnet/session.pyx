@@ -32,9 +32,9 @@ cdef enum:
 
 cdef double TURN = 0.001        # seconds that a run may take
 
-# Shared by all sessions, so that one that waits for its client costs little: the place where bytes arrive, and the memory of
-# replies, which a session has only while it holds any.
-cdef uint8_t[ROOM] arrivals
+# Shared by all sessions, so that one that waits for its client costs little: the places where bytes arrive, and the memory
+# of replies, which a session has only while it holds any.
+cdef uint8_t[PLACES][ROOM] arrivals
 cdef ByteBuf spare = ByteBuf()
 
 DIALECTS = {"challenge": CHALLENGE, "escabelo": ESCABELO, "lf": LF}
@@ -161,18 +161,26 @@ cdef int feed(Session s, const uint8_t* data, size_t n) except -1:
     return 0
 
 
-cdef uint8_t* session_room(Session s, size_t* n) except NULL:
+cdef uint8_t* session_room(Session s, int place, size_t* n) except NULL:
     if s.input.len == 0:
         n[0] = ROOM
-        return arrivals
+        return arrivals[place]
     # A long command, as a rule: the more of it has come, the more is received at a time.
     n[0] = min(max(s.input.len, <size_t>ROOM), <size_t>MOST_ROOM)
     return bytebuf_reserve(s.input, n[0])
 
 
-cdef int session_received(Session s, size_t n) except -1:
+cdef Slice session_coming(Session s, int place, size_t n) noexcept:
+    cdef Slice[STORE_AHEAD] keys
+    cdef size_t at = 0
+    if s.input.len or coming_keys(arrivals[place], n, &at, keys, 1) == 0:
+        return slice_of(NULL, 0)
+    return keys[0]
+
+
+cdef int session_received(Session s, int place, size_t n) except -1:
     if s.input.len == 0:
-        return feed(s, arrivals, n)
+        return feed(s, arrivals[place], n)
     s.metrics.received_bytes += n
     s.input.len += n
     s.resume()
@@ -202,10 +210,10 @@ cdef int session_sent(Session s) except -1:
     cdef size_t i
     if s.ready == out.len:
         bytebuf_clear(out, SPARE)
-        if spare.data == NULL:
+        if out.cap > KEPT and spare.data == NULL:
             bytebuf_swap(out, spare)
         else:
-            bytebuf_clear(out, 0)
+            bytebuf_clear(out, KEPT)
     else:
         bytebuf_discard(out, s.ready)
     for i in range(s.writes.len // sizeof(size_t)):
@@ -297,16 +305,16 @@ cdef void look_ahead(Session s, const uint8_t* data, size_t n) noexcept:
     cdef Slice[STORE_AHEAD] keys
     cdef size_t count
     s.ahead = s.now.position
-    count = coming_keys(data, n, &s.ahead, keys)
+    count = coming_keys(data, n, &s.ahead, keys, STORE_AHEAD)
     if count > 1:
         store_expect(s.context.store, keys, count)
 
 
-# Find the keys of the commands from *at on, STORE_AHEAD at most; *at moves behind them. How many there are.
-cdef size_t coming_keys(const uint8_t* data, size_t n, size_t* at, Slice* keys) noexcept:
+# Find the keys of the commands from *at on, so many at most; *at moves behind them. How many there are.
+cdef size_t coming_keys(const uint8_t* data, size_t n, size_t* at, Slice* keys, size_t wanted) noexcept:
     cdef size_t count = 0, most = min(n, at[0] + ROOM)
     cdef const uint8_t* end
-    while count < STORE_AHEAD and at[0] < most:
+    while count < wanted and at[0] < most:
         end = <const uint8_t*>memchr(data + at[0], 13, most - at[0])
         if end == NULL:
             at[0] = n
@@ -342,7 +350,7 @@ cdef int bring_ahead(Session s, const uint8_t* data, size_t n) except -1:
     s.now.framer.after_return = False       # it will be framed again
     if not c.doubt:
         return 0
-    for i in range(1, coming_keys(data, n, &at, keys)):
+    for i in range(1, coming_keys(data, n, &at, keys, STORE_AHEAD)):
         c.job = store_warm(c.store, keys[i], True, c.job)
     return 0
 

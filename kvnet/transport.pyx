@@ -9,13 +9,17 @@ transport; it calls attach().
 """
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport strerror
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
 from libc.stdint cimport uint64_t
 
+from kvcore.store cimport Store, store_expect
 from kvcore.types cimport Slice, uint8_t, uint32_t
+from kvnet.group cimport Gathering, Waiter, gathering_wait
 from kvnet.session cimport (
-    Session, session_held, session_mark, session_ready, session_received, session_release, session_room, session_sent)
+    PLACES, Session, session_coming, session_held, session_mark, session_ready, session_received, session_release,
+    session_room, session_sent)
 
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -31,7 +35,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLL_CTL_DEL
     enum: EPOLLIN
     ctypedef union epoll_data_t:
-        int fd
+        void* ptr
     struct epoll_event:
         uint32_t events
         epoll_data_t data
@@ -46,45 +50,54 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t send(int fd, const void* data, size_t n, int flags)
 
 
-cdef enum:
-    AT_ONCE = 256                   # connections served before the reactor has its turn
-
-
 cdef class Hub:
     """What the reactor watches in the place of all direct connections: their readiness, as one descriptor.
 
     The reactor spends several microseconds of Python on each descriptor that is ready; this is done once for all of them.
+    Others that turn with the connections may stand here, too: addReader() and removeReader() are as in IReactorFDSet. turn:
+    seconds until the reactor has its own.
     """
 
     cdef object reactor
     cdef int epoll                  # -1 while there is nothing to watch
-    cdef dict pipes                 # descriptor -> Pipe
-    cdef uint64_t turn
+    cdef dict readers               # reader -> its descriptor
+    cdef list removed               # just now: an event may still name them
+    cdef list calls                 # what comes when nobody is ready
+    cdef bint busy                  # this is our turn
+    cdef bint scheduled             # the reactor will call next_turn()
+    cdef double longest
 
-    def __cinit__(self, reactor):
+    def __cinit__(self, reactor, double turn=0.001):
         self.reactor = reactor
+        self.longest = turn
         self.epoll = -1
-        self.pipes = {}
+        self.readers = {}
+        self.removed = []
+        self.calls = []
 
-    def add(self, Pipe pipe not None):
-        """Tell pipe when there is something to receive. Raises OSError."""
-        if pipe.fd in self.pipes:
+    def addReader(self, reader not None):
+        """Call reader.doRead() when there is something to receive. Raises OSError."""
+        if reader in self.readers:
             return
         if self.epoll < 0:
             self.epoll = checked(epoll_create1(EPOLL_CLOEXEC))
             self.reactor.addReader(self)
+        cdef int fd = reader.fileno()
         cdef epoll_event event
         event.events = EPOLLIN
-        event.data.fd = pipe.fd
-        checked(epoll_ctl(self.epoll, EPOLL_CTL_ADD, pipe.fd, &event))
-        self.pipes[pipe.fd] = pipe
+        event.data.ptr = <void*>reader
+        checked(epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event))
+        self.readers[reader] = fd
 
-    def remove(self, Pipe pipe not None):
+    def removeReader(self, reader):
         """No more of that."""
-        if self.pipes.pop(pipe.fd, None) is None:
+        cdef object fd = self.readers.pop(reader, None)
+        if fd is None:
             return
-        epoll_ctl(self.epoll, EPOLL_CTL_DEL, pipe.fd, NULL)
-        if not self.pipes:
+        if self.busy:
+            self.removed.append(reader)
+        epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
+        if not self.readers:
             self.reactor.removeReader(self)
             close(self.epoll)
             self.epoll = -1
@@ -100,36 +113,100 @@ cdef class Hub:
     def connectionLost(self, reason):
         """As in IFileDescriptor: the reactor gives up."""
 
+    def soon(self, call):
+        """Call it when nobody is ready any more, and in the next turn of the reactor at the latest."""
+        self.calls.append(call)
+        if not self.busy:
+            schedule(self)
+
+    def next_turn(self):
+        """What was left over in the last turn. Called by the reactor."""
+        self.scheduled = False
+        self.busy = True
+        run_calls(self)
+        self.doRead()
+
     def doRead(self):
-        """Serve the connections that are ready, and those that become so meanwhile, but none twice."""
-        cdef epoll_event[AT_ONCE] events
-        cdef Pipe pipe
-        cdef int i, n, left = AT_ONCE
-        self.turn += 1
-        while left > 0 and self.epoll >= 0:
-            n = epoll_wait(self.epoll, events, left, 0)
-            left = left - n if n > 0 else 0
-            for i in range(n):
-                # One that was served before it may have ended it.
-                pipe = self.pipes.get(events[i].data.fd)
-                if pipe is not None and pipe.turn == self.turn:
-                    left = 0
-                elif pipe is not None:
-                    pipe.turn = self.turn
-                    serve(pipe)
+        """Serve those that are ready, and those that become so meanwhile."""
+        cdef epoll_event[PLACES] events
+        cdef double over = clock() + self.longest
+        cdef int n = 1
+        self.busy = True
+        while n > 0 and clock() < over:
+            n = epoll_wait(self.epoll, events, PLACES, 0) if self.epoll >= 0 else 0
+            serve(self, events, n)
+            self.removed.clear()
+            if n <= 0 and self.calls:
+                n = 1
+                run_calls(self)
+        self.busy = False
+        if self.calls:
+            schedule(self)
 
 
-# Whatever happens to one connection is not the others' trouble.
-cdef int serve(Pipe pipe) except -1:
-    transport = pipe.transport
-    try:
-        why = pipe.receive()
-        if why is not None:
-            transport.lost(why)
-    except Exception:
-        log.failure("a connection could not be served")
-        transport.abortConnection()
+cdef int schedule(Hub hub) except -1:
+    if not hub.scheduled:
+        hub.scheduled = True
+        hub.reactor.callLater(0, hub.next_turn)
     return 0
+
+
+cdef int run_calls(Hub hub) except -1:
+    calls, hub.calls = hub.calls, []
+    for call in calls:
+        try:
+            call()
+        except Exception:
+            log.failure("what was to come next failed")
+    return 0
+
+
+# Serve n that are ready. Of connections all bytes are received first, then the commands executed: so their keys are known in
+# time to load what they need into the cache. Whatever happens to one of them is not the others' trouble.
+cdef int serve(Hub hub, epoll_event* events, int n) except -1:
+    cdef ssize_t[PLACES] got
+    cdef Slice[PLACES] keys
+    cdef size_t count = 0
+    cdef Pipe pipe
+    cdef int i
+    for i in range(n):
+        got[i] = 0
+        reader = <object>events[i].data.ptr
+        if hub.removed and reader in hub.removed:
+            continue
+        try:
+            if type(reader) is not Pipe:
+                reader.doRead()
+                continue
+            pipe = <Pipe>reader
+            got[i] = receive(pipe, i)
+            keys[count] = session_coming(pipe.session, i, got[i])
+            count += keys[count].len > 0
+        except Exception:
+            give_up(reader)
+    if count > 1:
+        store_expect(pipe.store, keys, count)
+    for i in range(n):
+        if got[i] > 0:
+            pipe = <Pipe>events[i].data.ptr
+            try:
+                execute(pipe, i, got[i])
+            except Exception:
+                give_up(pipe)
+    return 0
+
+
+cdef int give_up(object reader) except -1:
+    log.failure("a connection could not be served")
+    if type(reader) is Pipe:
+        reader.abort()
+    return 0
+
+
+cdef double clock() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef int checked(int result) except -1:
@@ -138,73 +215,88 @@ cdef int checked(int result) except -1:
     return result
 
 
-cdef class Pipe:
-    """Between one socket and one session. transport: as below; protocol: has session, commit, touch() and proceed()."""
+cdef class Pipe(Waiter):
+    """Between one socket and one session. owner: the protocol: has session, factory, touch() and proceed()."""
 
     cdef object transport
-    cdef object protocol
-    cdef object commit
+    cdef Gathering commit
     cdef Session session
+    cdef Store store
     cdef int fd                     # -1 when nothing may be sent any more
-    cdef uint64_t turn              # of the hub: the last in which this was served
     cdef bint timed
     cdef public bint buffering      # the transport has replies in its buffer: they go first
 
-    def __cinit__(self, transport, protocol, Session session not None):
+    def __cinit__(self, protocol, transport):
         self.transport = transport
-        self.protocol = protocol
         self.commit = protocol.factory.commit
         self.timed = protocol.factory.idle_timeout
-        self.session = session
+        self.session = protocol.session
+        self.store = protocol.factory.store
         self.fd = transport.fileno()
 
-    def receive(self):
-        """The doRead of the transport: receive once, execute, reply."""
-        cdef size_t room
-        cdef uint8_t* place = session_room(self.session, &room)
-        cdef ssize_t n = recv(self.fd, place, room, 0)
-        if n == 0:
-            return CONNECTION_DONE
-        if n < 0:
-            return None if errno in (EAGAIN, EINTR) else CONNECTION_LOST
-        if self.timed:
-            self.protocol.touch()
-        self.session.hold = self.commit.holding
-        session_received(self.session, n)
-        reply(self)
-        if self.session.stopped:
-            self.protocol.proceed()
-        elif session_held(self.session):
-            self.commit.wait(self, session_mark(self.session))
-        return None
-
-    def released(self, uint64_t mark):
-        """As of a protocol, but what is still held was announced when it came. Called by Commit."""
+    cdef int released(self, uint64_t mark) except -1:
+        # Not by way of the protocol: what is still held was announced when it came.
         session_release(self.session, mark)
-        reply(self)
-        if self.session.stopped and self.protocol is not None:
-            self.protocol.proceed()
+        return go_on(self)
 
     def failed(self, reason):
-        """Called by Commit."""
+        """As in Waiter."""
         self.session.fail(reason)
-        reply(self)
-        if self.session.stopped and self.protocol is not None:
-            self.protocol.proceed()
+        go_on(self)
 
     def abort(self):
-        """Called by Commit."""
+        """Cut the connection."""
         if self.transport is not None:
             self.transport.abortConnection()
+
+    def fileno(self):
+        """As in IFileDescriptor."""
+        return self.fd
 
     def reply(self):
         """Send the replies that may go out."""
         reply(self)
 
     def close(self):
-        """Send nothing any more: the descriptor may soon be another connection's. And let go of it, for prompt freeing."""
+        """As in Waiter. Sends nothing any more: the descriptor may soon be another connection's."""
         self.fd = -1
-        self.transport = self.protocol = None
+        self.transport = self.owner = None
+
+
+# Receive once, to a place. How many bytes; 0 when there is nothing to do.
+cdef ssize_t receive(Pipe p, int place) except -1:
+    cdef size_t room
+    cdef uint8_t* start = session_room(p.session, place, &room)
+    cdef ssize_t n = recv(p.fd, start, room, 0)
+    if n == 0:
+        p.transport.lost(CONNECTION_DONE)
+    elif n < 0 and errno not in (EAGAIN, EINTR):
+        p.transport.lost(CONNECTION_LOST)
+    return max(n, 0)
+
+
+# Execute what has been received, and reply.
+cdef int execute(Pipe p, int place, size_t n) except -1:
+    if p.fd < 0:
+        return 0                    # it was cut meanwhile
+    if p.timed:
+        p.owner.touch()
+    p.session.hold = p.commit.holding
+    session_received(p.session, place, n)
+    reply(p)
+    if p.session.stopped:
+        p.owner.proceed()
+    elif session_held(p.session):
+        gathering_wait(p.commit, p, session_mark(p.session))
+    return 0
+
+
+# Something that waited for a sync may go out.
+cdef int go_on(Pipe p) except -1:
+    reply(p)
+    if p.session.stopped and p.owner is not None:
+        p.owner.proceed()
+    return 0
 
 
 cdef int reply(Pipe p) except -1:
@@ -231,7 +323,7 @@ class Direct:
     def attach(self, protocol):
         """Read and write the buffers of protocol.session (a Session). Returns what sends its replies, a callable."""
         self.stopReading()
-        self._pipe = pipe = Pipe(self, protocol, protocol.session)
+        self._pipe = pipe = Pipe(protocol, self)
         self.startReading()
         return pipe.reply
 
@@ -240,14 +332,14 @@ class Direct:
         if self._pipe is None:
             super().startReading()
         else:
-            self.server.hub.add(self._pipe)
+            self.server.hub.addReader(self._pipe)
 
     def stopReading(self):
         """Receive nothing."""
         if self._pipe is None:
             super().stopReading()
         else:
-            self.server.hub.remove(self._pipe)
+            self.server.hub.removeReader(self._pipe)
 
     def lost(self, why):
         """There will be nothing more to receive; `why` as doRead would return it."""

@@ -76,9 +76,11 @@ class Server:
         self.loop = loop
         self.store = kvcore.open(directory, fsync=fsync, autoflush=False, executor=at_once)
         self.metrics = Metrics()
-        self.commit = Commit(self.store, self.metrics, loop, HandSyncer(loop))
-        self.factory = TextFactory(self.store, self.commit, self.metrics, loop, **options)
-        ports = Ports(loop, self.metrics) if direct else loop
+        direct_ports = Ports(loop, self.metrics)
+        soon = direct_ports.hub.soon
+        self.commit = Commit(self.store, self.metrics, loop, HandSyncer(loop), soon)
+        self.factory = TextFactory(self.store, self.commit, self.metrics, loop, soon, **options)
+        ports = direct_ports if direct else loop
         if unix:
             # The name of a socket is 107 bytes at most: not the test's own directory.
             self._place = tempfile.mkdtemp()

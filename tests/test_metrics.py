@@ -58,7 +58,7 @@ class MetricsCase(StoreCase):
         self.store = self.open()
         self.metrics = Metrics()
         self.session = Session(self.store, self.metrics, command_rows(self.metrics))
-        commit = Commit(self.store, self.metrics, Clock(), None)
+        commit = Commit(self.store, self.metrics, Clock(), None, None)
         disk = Disk(self.store, self.dir, Clock())
         self.sources = Sources(self.metrics, self.store, Scrub(self.store), commit, disk, options)
         self.collector = Collector(self.sources)

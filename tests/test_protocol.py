@@ -29,6 +29,9 @@ class HandReactor(Clock):
     def callFromThread(self, function, *args):
         function(*args)
 
+    def soon(self, call):
+        self.callLater(0, call)
+
     def turn(self):
         """One turn: what is due now, and not what that schedules."""
         for call in self.getDelayedCalls():
@@ -73,8 +76,8 @@ class ConnectionCase(StoreCase):
         self.reactor = HandReactor()
         self.metrics = Metrics()
         self.store = self.open(fsync=fsync, autoflush=False)
-        self.commit = Commit(self.store, self.metrics, self.reactor, HandSyncer(self.reactor))
-        self.factory = TextFactory(self.store, self.commit, self.metrics, self.reactor, **options)
+        self.commit = Commit(self.store, self.metrics, self.reactor, HandSyncer(self.reactor), self.reactor.soon)
+        self.factory = TextFactory(self.store, self.commit, self.metrics, self.reactor, self.reactor.soon, **options)
         self.commit.start()
         self.addCleanup(self._end)
 
@@ -219,6 +222,17 @@ class ConnectionTest(ConnectionCase):
 
 
 class GroupCommitTest(ConnectionCase):
+    def crowd(self, processors):
+        """30 clients of a disk that syncs in 0.1 ms."""
+        self.patch(os, "sched_getaffinity", lambda pid: set(range(processors)))
+        self.serve(fsync="always")
+        self.commit._typical = 0.0001
+        return [self.connect() for _ in range(30)]
+
+    def write(self, clients):
+        for protocol, _ in clients:
+            protocol.dataReceived(b"write %d|1\r" % id(protocol))
+
     def test_no_reply_to_a_write_before_its_sync(self):
         self.serve(fsync="always")
         protocol, transport = self.connect()
@@ -257,6 +271,15 @@ class GroupCommitTest(ConnectionCase):
         within_1, within_2, *_, count, total = self.metrics.group_numbers()
         self.assertEqual((within_1, within_2, count, total), (0, 2, 2, 4))
 
+    def test_one_sync_covers_all_that_a_client_sent_before_it(self):
+        self.serve(fsync="always")
+        protocol, transport = self.connect()
+        for _ in range(3):
+            protocol.dataReceived(b"write a|1\r")
+        self.reactor.advance(0)
+        self.reactor.run_threads()
+        self.assertEqual(transport.taken(), b"success\r" * 3)
+
     def test_short_syncs_are_done_in_the_reactor(self):
         self.serve(fsync="always")
         self.commit._typical = 0.0001
@@ -268,13 +291,10 @@ class GroupCommitTest(ConnectionCase):
 
     def test_with_many_clients_one_half_is_served_while_the_other_waits_for_the_disk(self):
         """The sync of the one has begun when the other is answered, which may send again at once."""
-        self.serve(fsync="always")
-        self.commit._typical = 0.0001
-        clients = [self.connect() for _ in range(30)]
+        clients = self.crowd(processors=2)
         first, second = clients[:15], clients[15:]
         for half in (first, second):
-            for protocol, _ in half:
-                protocol.dataReceived(b"write %d|1\r" % id(protocol))
+            self.write(half)
             self.reactor.advance(0)
             self.assertEqual(len(self.reactor.work), 1)
         under_way = []
@@ -285,6 +305,42 @@ class GroupCommitTest(ConnectionCase):
         self.reactor.run_threads()
         self.assertEqual([transport.taken() for _, transport in second], [b"success\r"] * 15)
         self.assertEqual((self.store.unsynced, self.reactor.work), (0, []))
+
+    def test_half_of_those_who_wait_as_a_rule_are_waited_for_and_no_more(self):
+        clients = self.crowd(processors=2)
+        self.write(clients)
+        self.assertEqual(self.reactor.work, [])  # nobody knows yet how many there are
+        self.reactor.advance(0)
+        self.reactor.run_threads()
+        self.write(clients[:14])
+        self.assertEqual(self.reactor.work, [])
+        self.write(clients[14:15])
+        self.assertEqual(len(self.reactor.work), 1)
+        self.write(clients[15:])
+        self.reactor.run_threads()
+        self.reactor.run_threads()
+        self.assertEqual([transport.taken() for _, transport in clients], [b"success\r" * 2] * 30)
+        self.assertEqual(self.store.unsynced, 0)
+
+    def test_a_slow_disk_is_given_all_that_there_is(self):
+        clients = self.crowd(processors=2)
+        self.commit._typical = 0.01
+        for _ in range(2):
+            self.write(clients)
+            self.assertEqual(self.reactor.work, [])
+            self.reactor.advance(0)
+            self.assertEqual(len(self.reactor.work), 1)
+            self.reactor.run_threads()
+        self.assertEqual([transport.taken() for _, transport in clients], [b"success\r" * 2] * 30)
+
+    def test_where_there_is_one_processor_short_syncs_are_done_in_the_reactor(self):
+        clients = self.crowd(processors=1)
+        for _ in range(2):
+            self.write(clients)
+            self.assertEqual([transport.taken() for _, transport in clients], [b""] * 30)
+            self.reactor.advance(0)
+            self.assertEqual((self.store.unsynced, self.reactor.work), (0, []))
+            self.assertEqual([transport.taken() for _, transport in clients], [b"success\r"] * 30)
 
     def test_client_that_went_away_does_not_hold_up_the_others(self):
         self.serve(fsync="always")

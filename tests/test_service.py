@@ -59,6 +59,7 @@ class FakeReactor(Clock):
         self.free_ports = [5001, 5002, 5003]
         self.steps = []
         self.work = []
+        self.hub = self
 
     def listenTCP(self, port, factory, backlog, interface):
         port = port or self.free_ports.pop(0)
@@ -66,6 +67,9 @@ class FakeReactor(Clock):
         if code is not None:
             raise CannotListenError(interface, port, OSError(code, os.strerror(code)))
         return FakePort(self, interface, port, factory)
+
+    def soon(self, call):
+        self.callLater(0, call)
 
     def getThreadPool(self):
         return self
@@ -153,9 +157,9 @@ class ServerTests(SynchronousTestCase):
         self.patch(service, "Ports", lambda reactor, metrics: reactor)
         self.patch(service, "BackgroundThreads", lambda: self.reactor)
         self.patch(service, "Scrubber", lambda store, metrics, reactor, threads: FakeScrubber())
-        self.patch(service, "Commit", lambda store, metrics, reactor, syncer: self.parts)
+        self.patch(service, "Commit", lambda store, metrics, reactor, syncer, soon: self.parts)
         self.patch(service, "Exposition", lambda collector: None)
-        self.patch(service, "TextFactory", lambda store, commit, metrics, reactor, **limits: self.parts)
+        self.patch(service, "TextFactory", lambda store, commit, metrics, reactor, soon, **limits: self.parts)
         self.events = EventLoggingObserver.createWithCleanup(self, globalLogPublisher)
 
     def open(self, path, **settings):

@@ -354,8 +354,8 @@ class SocketTest(TransportCase):
             modest.offer(b"status\r")
             while not modest.readable():
                 self.loop.turn()
-            # What was executed in between is a turn or two, not all that was sent.
-            self.assertLess(server.metrics.count("text", "write", "ok") - before, 3000)
+            # What was executed in between is a few turns, not all that was sent.
+            self.assertLess(server.metrics.count("text", "write", "ok") - before, 10_000)
             modest.receive()
         greedy.send(said)
         self.assertEqual(greedy.end(), b"success\r" * 100_000)

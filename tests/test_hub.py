@@ -1,0 +1,121 @@
+"""What the reactor watches in the place of direct connections: whose turn it is, and what comes between."""
+
+import socket
+
+from kvnet.transport import Hub
+from tests.test_transport import TransportCase
+
+
+class Reader:
+    """One end of a pair of sockets that is ready; `served` says how often, `step` is what it does then."""
+
+    def __init__(self, hub, step):
+        self.socket, self.other = socket.socketpair()
+        self.other.send(b"1")
+        self.served, self.step = 0, step
+        hub.addReader(self)
+
+    def fileno(self):
+        return self.socket.fileno()
+
+    def doRead(self):
+        self.served += 1
+        self.step()
+
+    def receive(self):
+        self.socket.recv(1)
+
+
+class HubTest(TransportCase):
+    def setUp(self):
+        super().setUp()
+        self.hub = Hub(self.loop, 60)
+        self.steps = []
+
+    def reader(self, step):
+        """One that is ready until it has received."""
+        reader = Reader(self.hub, lambda: step(reader))
+        self.addCleanup(reader.other.close)
+        self.addCleanup(reader.socket.close)
+        return reader
+
+    def note(self, text):
+        return lambda: self.steps.append(text)
+
+    def test_calls_come_when_nobody_is_ready_any_more(self):
+        def step(reader):
+            reader.receive()
+            self.steps.append("read")
+            if len(self.steps) == 1:
+                self.hub.soon(self.note("call"))
+
+        for _ in range(40):
+            self.reader(step)
+        self.hub.doRead()
+        self.assertEqual(self.steps, ["read"] * 40 + ["call"])
+
+    def test_what_a_call_makes_ready_is_served_in_the_same_turn(self):
+        def step(reader):
+            reader.receive()
+            if reader.served < 5:
+                self.hub.soon(lambda: reader.other.send(b"1"))
+
+        reader = self.reader(step)
+        self.hub.doRead()
+        self.assertEqual(reader.served, 5)
+
+    def test_calls_come_though_somebody_is_always_ready(self):
+        self.hub = Hub(self.loop)
+        busy = self.reader(lambda reader: reader.served == 1 and self.hub.soon(self.note("call")))
+        self.hub.doRead()
+        self.assertEqual(self.steps, [])
+        served = busy.served
+        self.loop.turn()
+        self.assertEqual(self.steps, ["call"])
+        self.assertGreater(busy.served, served)
+
+    def test_calls_come_though_there_is_nobody(self):
+        self.hub.soon(lambda: self.hub.soon(self.note("call")))
+        self.loop.turn()
+        self.assertEqual(self.steps, ["call"])
+
+    def test_one_that_fails_is_logged_and_the_others_come(self):
+        self.hub.soon(lambda: 1 / 0)
+        self.hub.soon(self.note("call"))
+        failing = self.reader(lambda reader: reader.receive() or 1 / 0)
+        other = self.reader(lambda reader: reader.receive())
+        self.loop.turn()
+        self.assertEqual((self.steps, failing.served, other.served), (["call"], 1, 1))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_one_that_another_removed_is_not_served(self):
+        def step(reader):
+            reader.receive()
+            for other in readers:
+                if other is not reader:
+                    self.hub.removeReader(other)
+
+        readers = [self.reader(step) for _ in range(3)]
+        self.hub.doRead()
+        self.assertEqual(sorted(reader.served for reader in readers), [0, 0, 1])
+        for reader in readers:
+            self.hub.addReader(reader)
+        self.hub.doRead()
+        self.assertEqual(sum(reader.served for reader in readers), 2)
+
+    def test_connection_that_is_cut_after_its_command_was_received(self):
+        server = self.serve()
+        client, other = server.connect(), server.connect()
+        for one in (client, other):
+            one.send(b"status\r")
+            one.expect(1)
+        protocols = {protocol.transport.getPeer().port: protocol for protocol in server.factory.connections}
+        victim = protocols[client.socket.getsockname()[1]]
+        client.offer(b"write a|1\r")
+        self.hub = victim.transport.server.hub
+        reader = self.reader(lambda reader: reader.receive() or victim.transport.abortConnection())
+        other.offer(b"write b|1\r")
+        self.loop.turn()
+        self.assertEqual((reader.served, server.store.get(b"a"), server.store.get(b"b")), (1, None, b"1"))
+        self.assertRaises(ConnectionResetError, client.rest)
+        self.hub.removeReader(reader)
