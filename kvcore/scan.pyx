@@ -13,7 +13,7 @@ from kvcore.types cimport kv_prefetch, slice_of
 cdef enum:
     ARENA = 1 << 16             # bytes of names read ahead from an order, unless one alone is longer
     NAME = 48                   # bytes of a record that hold its header and a usual key: two cache lines, as a rule
-    PREPARED = 16               # orders searched at a time, of several segments together
+    PREPARED = 8                # orders searched at a time, of several segments together
     VERIFIED = 4096             # bytes up to which a record that no key leads to is checked for damage
 
 

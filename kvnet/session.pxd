@@ -8,8 +8,8 @@ the store is as it was before the run's unflushed commands; their replies are dr
 writes refused. With `hold`, replies from the first write on wait in `out` until release() or fail() is called: that is
 how a sync is waited for.
 
-        0          ready                   len
-    out | may go out | held for a sync ... |
+        0          ready                                          len
+    out | may go out | held for a sync ... | kept: part of a list ... |
 """
 from libc.stdint cimport uint32_t, uint64_t
 
@@ -46,6 +46,7 @@ cdef class Session:
     cdef Moment now
     cdef Moment safe
     cdef size_t ready
+    cdef size_t kept            # bytes at the end of out that are no whole part of a list yet
     cdef uint64_t taken         # bytes of replies that have gone out of `out`
     cdef bint stopped           # the last run ended before its input: enough replies wait, or its time was over
     cdef size_t ahead           # in the input: up to where the store knows what is coming
@@ -71,7 +72,7 @@ cdef int session_received(Session s, int place, size_t n) except -1
 
 # Do replies wait for a sync?
 cdef inline bint session_held(Session s) noexcept:
-    return s.ready < s.context.out.len
+    return s.writes.len > 0
 
 # The position behind the last reply, in bytes since the session began.
 cdef inline uint64_t session_mark(Session s) noexcept:

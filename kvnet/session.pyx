@@ -1,9 +1,9 @@
 from libc.string cimport memchr, memset
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_discard, bytebuf_reserve, bytebuf_swap, bytebuf_truncate
 from kvcore.store cimport STORE_AHEAD, Store, store_expect, store_flush, store_flushes, store_pending, store_warm
 from kvcore.types cimport Slice, slice_of
+from kvnet.clock cimport clock
 from kvnet.commands.text cimport (
     FLAG_LISTS, FLAG_WRITES, text_commands, text_fail, text_find, text_list_more)
 from kvnet.context cimport CHALLENGE, ESCABELO, LF
@@ -20,8 +20,7 @@ from kvnet.commands.text import COMMANDS
 cdef enum:
     FLUSH_AT = 1 << 20          # unflushed bytes after which a run flushes in between
     REPLIES_AT = 1 << 20        # reply bytes waiting after which nothing more is executed
-    LIST_FIRST = 1 << 14        # bytes of a list made at once: some clients take what comes first for all of it
-    LIST_PART = 1 << 13         # and of the rest at a time: a fraction of a millisecond
+    LIST_PART = 1 << 14         # bytes of a list sent at once: some clients take what comes first for all of it
     LOOK_EVERY = 32             # commands between looks at the clock
     ROOM = 1 << 14              # bytes received at a time, as a rule
     MOST_ROOM = 1 << 20         # and of a long command
@@ -31,6 +30,7 @@ cdef enum:
     INVALID = TEXT_COMMANDS     # the row of what is no command
 
 cdef double TURN = 0.001        # seconds that a run may take
+cdef double LIST_TURN = 0.0001  # and one in which a list is made
 
 # Shared by all sessions, so that one that waits for its client costs little: the places where bytes arrive, and the memory
 # of replies, which a session has only while it holds any.
@@ -43,12 +43,6 @@ DIALECTS = {"challenge": CHALLENGE, "escabelo": ESCABELO, "lf": LF}
 def command_rows(metrics):
     """Make the metrics rows of this protocol, once a server; return the first (int), for Session."""
     return metrics.add_commands("text", [name for name, _ in COMMANDS] + ["invalid"])
-
-
-cdef double clock() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef class Session:
@@ -145,7 +139,7 @@ cdef class Session:
             done = places[i] + 8        # "success\r"
         bytebuf_append(out, old.data + done, old.len - done)
         bytebuf_clear(self.writes, KEPT)
-        self.ready = out.len
+        self.ready = out.len - self.kept
         observe(self, clock())
 
 
@@ -193,7 +187,7 @@ cdef int session_release(Session s, uint64_t mark) except -1:
     while done < n and s.taken + places[done] < mark:
         done += 1
     bytebuf_discard(s.writes, done * sizeof(size_t))
-    s.ready = s.context.out.len if done == n else places[0]
+    s.ready = s.context.out.len - s.kept if done == n else places[0]
     if done == n:
         bytebuf_clear(s.writes, KEPT)
         observe(s, clock())
@@ -269,10 +263,7 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
     if store_pending(c.store) >= FLUSH_AT and not settle(s):
         return True
     if c.cursor is not None:
-        text_list_more(c, c.out.len + (LIST_PART if c.list_begun else LIST_FIRST))
-        # Making the list flushed all before it: there is nothing in it to go back over.
-        s.now.reply = c.out.len
-        s.safe = s.now
+        list_more(s)
         return c.cursor is None
     if c.out.len >= REPLIES_AT or is_late(s):
         return False
@@ -297,6 +288,20 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
             s.metrics.commands_too_long += 1
             s.now.counts[INVALID][<int>OUTCOME_ERROR] += 1
     return frame != FRAME_MORE
+
+
+# A part of a list is made in several turns, and sent when it is whole.
+cdef int list_more(Session s) except -1:
+    cdef Context c = s.context
+    cdef size_t before = c.out.len
+    text_list_more(c, before - s.kept + LIST_PART, clock() + LIST_TURN)
+    s.kept += c.out.len - before
+    if c.cursor is None or c.job is not None or s.kept >= LIST_PART:
+        s.kept = 0
+    # Making the list flushed all before it: there is nothing in it to go back over.
+    s.now.reply = c.out.len
+    s.safe = s.now
+    return 0
 
 
 # Tell the store the keys of the next commands. In a pipeline over many keys most of the time goes into waiting for memory;
@@ -421,6 +426,7 @@ cdef int go_back(Session s, object error) except -1:
     bytebuf_truncate(s.writes, s.now.writes)
     s.context.cursor = None
     s.context.job = None
+    s.kept = 0
     s.waited = 0
     s.context.refusing = str(error)
     s.deadline = clock() + TURN     # or it might come no further than this, turn after turn
@@ -440,7 +446,7 @@ cdef int count(Session s, double started) except -1:
             s.metrics.outcomes[s.row + row][outcome] += s.now.counts[row][outcome]
             s.held_counts[row] += s.now.counts[row][outcome]
     if s.writes.len == 0:
-        s.ready = out.len
+        s.ready = out.len - s.kept
         observe(s, now)
     elif s.ready < (<size_t*>s.writes.data)[0]:
         s.ready = (<size_t*>s.writes.data)[0]

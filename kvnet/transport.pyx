@@ -9,13 +9,13 @@ transport; it calls attach().
 """
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport strerror
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport close
 
 from libc.stdint cimport uint64_t
 
 from kvcore.store cimport Store, store_expect
 from kvcore.types cimport Slice, uint8_t, uint32_t
+from kvnet.clock cimport clock
 from kvnet.group cimport Gathering, Waiter, gathering_wait
 from kvnet.session cimport (
     PLACES, Session, session_coming, session_held, session_mark, session_ready, session_received, session_release,
@@ -201,12 +201,6 @@ cdef int give_up(object reader) except -1:
     if type(reader) is Pipe:
         reader.abort()
     return 0
-
-
-cdef double clock() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + now.tv_nsec * 1e-9
 
 
 cdef int checked(int result) except -1:

@@ -31,6 +31,6 @@ cdef int text_find(Slice word) noexcept nogil
 # Append an error reply.
 cdef int text_fail(Context c, object reason) except -1
 
-# Append more items of the list under way until the reply holds `room` bytes, or the next one has to wait for c.job. 1 when
-# the list is at its end.
-cdef int text_list_more(Context c, size_t room) except -1
+# Append more items of the list under way until the reply holds `room` bytes, the clock has passed `until`, or the next one
+# has to wait for c.job. 1 when the list is at its end.
+cdef int text_list_more(Context c, size_t room, double until) except -1

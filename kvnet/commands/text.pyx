@@ -1,9 +1,11 @@
+from libc.stdint cimport uint32_t
 from libc.string cimport memchr, memcmp
 
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_truncate
 from kvcore.store cimport (
     store_delete, store_get, store_next, store_prepare, store_put, store_scan, store_warm, store_warm_next, store_warm_scan)
 from kvcore.types cimport slice_of
+from kvnet.clock cimport clock
 from kvnet.context cimport ESCABELO, LF
 from kvnet.metrics cimport OUTCOME_MISS, OUTCOME_OK
 from kvnet.textwire cimport SHAPE_KEY, SHAPE_KEY_VALUE, SHAPE_NONE
@@ -14,6 +16,7 @@ from kvnet.errors import text_error
 
 cdef enum:
     ITEM_KEPT = 1 << 16             # bytes of room the scratch for list items keeps
+    LOOK_EVERY = 16                 # items between looks at the clock
 
 cdef ByteBuf item = ByteBuf()       # scratch for one item of a list
 
@@ -88,11 +91,15 @@ cdef Outcome begin_list(Context c, Slice prefix, bint values) except? OUTCOME_ER
     return OUTCOME_OK
 
 
-cdef int text_list_more(Context c, size_t room) except -1:
+cdef int text_list_more(Context c, size_t room, double until) except -1:
     cdef int more
+    cdef uint32_t items = 0
     if not store_prepare(c.cursor):
         return 0
     while c.out.len < room:
+        items += 1
+        if items % LOOK_EVERY == 0 and clock() > until:
+            return 0
         if c.doubt:
             c.job = store_warm_next(c.cursor, c.list_values)
             if c.job is not None:
