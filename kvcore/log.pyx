@@ -29,6 +29,7 @@ cdef extern from "guard.h" nogil:
 cdef enum:
     BUFFER_KEPT = 4 << 20           # bytes of room the buffer keeps between flushes
     STEP_LARGEST = 1 << 20          # bytes of disk space taken ahead at a time: a fraction of a millisecond
+    STEP_ZEROS = 1 << 17            # and as zeros, which a sync that somebody waits for has to write
     STEP_SMALLEST = 512
     AHEAD = 64                      # at most one part in so many of what was written
     PAGE = 4096
@@ -130,7 +131,8 @@ cdef int log_break(Log log, str reason) except -1:
 
 # Take disk space ahead, so that most syncs need not also make the file's new length durable.
 cdef void take_ahead(Log log, uint64_t end) noexcept:
-    cdef uint64_t step = min(<uint64_t>STEP_LARGEST, log.flushed_total // AHEAD) & ~<uint64_t>(STEP_SMALLEST - 1)
+    cdef uint64_t largest = STEP_ZEROS if log.synced_each else STEP_LARGEST
+    cdef uint64_t step = min(largest, log.flushed_total // AHEAD) & ~<uint64_t>(STEP_SMALLEST - 1)
     cdef uint64_t target = min(end + step, max(log.segment_size, end))
     cdef int result
     if step == 0 or end <= log.active.allocated:
