@@ -9,6 +9,8 @@ transport; it calls attach().
 """
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport strerror
+from posix.time cimport timespec
+from posix.types cimport time_t
 from posix.unistd cimport close
 
 from libc.stdint cimport uint64_t
@@ -44,6 +46,14 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int epoll, epoll_event* events, int n, int milliseconds)
 
 
+cdef extern from "<poll.h>" nogil:
+    enum: POLLIN
+    struct pollfd:
+        int fd
+        short events
+    int ppoll(pollfd* fds, unsigned long n, const timespec* wait, const void* signals)
+
+
 cdef extern from "<sys/socket.h>" nogil:
     enum: MSG_NOSIGNAL
     ssize_t recv(int fd, void* data, size_t n, int flags)
@@ -55,7 +65,7 @@ cdef class Hub:
 
     The reactor spends several microseconds of Python on each descriptor that is ready; this is done once for all of them.
     Others that turn with the connections may stand here, too: addReader() and removeReader() are as in IReactorFDSet. turn:
-    seconds until the reactor has its own.
+    seconds until the reactor has its own; linger: seconds for which more is waited for before that.
     """
 
     cdef object reactor
@@ -65,11 +75,14 @@ cdef class Hub:
     cdef list calls                 # what comes when nobody is ready
     cdef bint busy                  # this is our turn
     cdef bint scheduled             # the reactor will call next_turn()
+    cdef size_t buffering           # connections whose transports have something to write
     cdef double longest
+    cdef double linger
 
-    def __cinit__(self, reactor, double turn=0.001):
+    def __cinit__(self, reactor, double turn=0.001, double linger=50e-6):
         self.reactor = reactor
         self.longest = turn
+        self.linger = linger
         self.epoll = -1
         self.readers = {}
         self.removed = []
@@ -136,9 +149,8 @@ cdef class Hub:
             n = epoll_wait(self.epoll, events, PLACES, 0) if self.epoll >= 0 else 0
             serve(self, events, n)
             self.removed.clear()
-            if n <= 0 and self.calls:
-                n = 1
-                run_calls(self)
+            if n <= 0:
+                n = run_calls(self) or linger(self)
         self.busy = False
         if self.calls:
             schedule(self)
@@ -151,14 +163,33 @@ cdef int schedule(Hub hub) except -1:
     return 0
 
 
+# How many there were.
 cdef int run_calls(Hub hub) except -1:
+    if not hub.calls:
+        return 0
     calls, hub.calls = hub.calls, []
     for call in calls:
         try:
             call()
         except Exception:
             log.failure("what was to come next failed")
-    return 0
+    return len(calls)
+
+
+# Wait a moment for what clients answer to their replies: a turn of the reactor would take as long. But not when the reactor
+# has something to write. How many are ready.
+cdef int linger(Hub hub) noexcept:
+    cdef pollfd what
+    cdef timespec wait
+    cdef int n = 0
+    if hub.epoll >= 0 and hub.buffering == 0:
+        what.fd = hub.epoll
+        what.events = POLLIN
+        wait.tv_sec = <time_t>hub.linger
+        wait.tv_nsec = <long>((hub.linger - wait.tv_sec) * 1e9)
+        with nogil:
+            n = ppoll(&what, 1, &wait, NULL)
+    return max(n, 0)
 
 
 # Serve n that are ready. Of connections all bytes are received first, then the commands executed: so their keys are known in
@@ -218,10 +249,12 @@ cdef class Pipe(Waiter):
     cdef Store store
     cdef int fd                     # -1 when nothing may be sent any more
     cdef bint timed
-    cdef public bint buffering      # the transport has replies in its buffer: they go first
+    cdef Hub hub
+    cdef bint buffering             # the transport has replies in its buffer: they go first
 
     def __cinit__(self, protocol, transport):
         self.transport = transport
+        self.hub = transport.server.hub
         self.commit = protocol.factory.commit
         self.timed = protocol.factory.idle_timeout
         self.session = protocol.session
@@ -251,8 +284,14 @@ cdef class Pipe(Waiter):
         """Send the replies that may go out."""
         reply(self)
 
+    def buffer(self, bint on):
+        """The transport has something in its buffer, or nothing any more."""
+        self.hub.buffering += on - self.buffering
+        self.buffering = on
+
     def close(self):
         """As in Waiter. Sends nothing any more: the descriptor may soon be another connection's."""
+        self.buffer(False)
         self.fd = -1
         self.transport = self.owner = None
 
@@ -347,13 +386,13 @@ class Direct:
     def startWriting(self):
         """Something is in the buffer, or a close waits behind it."""
         if self._pipe is not None:
-            self._pipe.buffering = True
+            self._pipe.buffer(True)
         super().startWriting()
 
     def stopWriting(self):
         """The buffer is empty."""
         if self._pipe is not None:
-            self._pipe.buffering = False
+            self._pipe.buffer(False)
         super().stopWriting()
 
     def abortConnection(self):

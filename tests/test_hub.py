@@ -1,6 +1,7 @@
 """What the reactor watches in the place of direct connections: whose turn it is, and what comes between."""
 
 import socket
+import threading
 
 from kvnet.transport import Hub
 from tests.test_transport import TransportCase
@@ -63,6 +64,42 @@ class HubTest(TransportCase):
         reader = self.reader(step)
         self.hub.doRead()
         self.assertEqual(reader.served, 5)
+
+    def test_it_waits_a_moment_for_what_a_client_answers(self):
+        self.hub = Hub(self.loop, 60, 60)
+        served = threading.Event()
+
+        def step(reader):
+            reader.receive()
+            served.set()
+            if reader.served == 2:
+                self.hub.removeReader(reader)
+
+        def answer():
+            served.wait()
+            reader.other.send(b"2")
+
+        reader = self.reader(step)
+        thread = threading.Thread(target=answer)
+        thread.start()
+        self.hub.doRead()
+        thread.join()
+        self.assertEqual(reader.served, 2)
+
+    def test_it_does_not_wait_while_the_reactor_has_something_to_write(self):
+        """It would wait for longer than anybody can."""
+        server = self.serve()
+        server.store.put(b"big", b"v" * 30_000_000)
+        idle = self.reader(None)
+        idle.receive()
+        server.port.hub = hub = Hub(self.loop, 1e6, 1e6)
+        hub.addReader(idle)
+        client = server.connect()
+        client.offer(b"read big\r")
+        self.assertEqual(len(client.expect(1)), 30_000_001)
+        hub.removeReader(idle)
+        server.factory.abort()
+        self.wait_until_gone(server)
 
     def test_calls_come_though_somebody_is_always_ready(self):
         self.hub = Hub(self.loop)

@@ -318,7 +318,7 @@ class SocketTest(TransportCase):
         name = broken.socket.getsockname()
         (other,) = (protocol for protocol in server.factory.connections if protocol.transport.client == name)
         other.transport.write = lambda replies: 1 / 0
-        other.transport._pipe.buffering = True  # so that replies go there
+        other.transport._pipe.buffer(True)  # so that replies go there
         broken.send(b"write a|1\r")
         whole.send(b"write b|2\r")
         self.assertEqual(whole.expect(1), b"success\r")
