@@ -69,7 +69,7 @@ cdef class Hub:
     """
 
     cdef object reactor
-    cdef int epoll                  # -1 while there is nothing to watch
+    cdef int epoll
     cdef dict readers               # reader -> its descriptor
     cdef list removed               # just now: an event may still name them
     cdef list calls                 # what comes when nobody is ready
@@ -80,26 +80,31 @@ cdef class Hub:
     cdef double linger
 
     def __cinit__(self, reactor, double turn=0.001, double linger=50e-6):
+        self.epoll = -1
         self.reactor = reactor
         self.longest = turn
         self.linger = linger
-        self.epoll = -1
         self.readers = {}
         self.removed = []
         self.calls = []
+        # Now: when clients have taken the last descriptor it is too late.
+        self.epoll = checked(epoll_create1(EPOLL_CLOEXEC))
+
+    def __dealloc__(self):
+        if self.epoll >= 0:
+            close(self.epoll)
 
     def addReader(self, reader not None):
         """Call reader.doRead() when there is something to receive. Raises OSError."""
         if reader in self.readers:
             return
-        if self.epoll < 0:
-            self.epoll = checked(epoll_create1(EPOLL_CLOEXEC))
-            self.reactor.addReader(self)
         cdef int fd = reader.fileno()
         cdef epoll_event event
         event.events = EPOLLIN
         event.data.ptr = <void*>reader
         checked(epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event))
+        if not self.readers:
+            self.reactor.addReader(self)
         self.readers[reader] = fd
 
     def removeReader(self, reader):
@@ -112,8 +117,6 @@ cdef class Hub:
         epoll_ctl(self.epoll, EPOLL_CTL_DEL, fd, NULL)
         if not self.readers:
             self.reactor.removeReader(self)
-            close(self.epoll)
-            self.epoll = -1
 
     def fileno(self):
         """As in IFileDescriptor."""
@@ -146,7 +149,7 @@ cdef class Hub:
         cdef int n = 1
         self.busy = True
         while n > 0 and clock() < over:
-            n = epoll_wait(self.epoll, events, PLACES, 0) if self.epoll >= 0 else 0
+            n = epoll_wait(self.epoll, events, PLACES, 0)
             serve(self, events, n)
             self.removed.clear()
             if n <= 0:
@@ -182,7 +185,7 @@ cdef int linger(Hub hub) noexcept:
     cdef pollfd what
     cdef timespec wait
     cdef int n = 0
-    if hub.epoll >= 0 and hub.buffering == 0:
+    if hub.readers and hub.buffering == 0:
         what.fd = hub.epoll
         what.events = POLLIN
         wait.tv_sec = <time_t>hub.linger

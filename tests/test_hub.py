@@ -1,5 +1,6 @@
 """What the reactor watches in the place of direct connections: whose turn it is, and what comes between."""
 
+import resource
 import socket
 import threading
 
@@ -124,6 +125,17 @@ class HubTest(TransportCase):
         self.loop.turn()
         self.assertEqual((self.steps, failing.served, other.served), (["call"], 1, 1))
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 2)
+
+    def test_it_needs_no_descriptor_later(self):
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        reader = Reader(Hub(self.loop), lambda: reader.socket.recv(1))
+        self.addCleanup(reader.other.close)
+        self.addCleanup(reader.socket.close)
+        self.addCleanup(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+        self.hub.addReader(reader)
+        self.hub.doRead()
+        self.assertEqual(reader.served, 1)
 
     def test_one_that_another_removed_is_not_served(self):
         def step(reader):
