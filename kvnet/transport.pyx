@@ -75,6 +75,7 @@ cdef class Hub:
     cdef list calls                 # what comes when nobody is ready
     cdef bint busy                  # this is our turn
     cdef bint scheduled             # the reactor will call next_turn()
+    cdef bint owing                 # calls were left over: once in a turn they come, whoever is ready
     cdef size_t buffering           # connections whose transports have something to write
     cdef double longest
     cdef double linger
@@ -138,8 +139,7 @@ cdef class Hub:
     def next_turn(self):
         """What was left over in the last turn. Called by the reactor."""
         self.scheduled = False
-        self.busy = True
-        run_calls(self)
+        self.owing = True
         self.doRead()
 
     def doRead(self):
@@ -152,8 +152,11 @@ cdef class Hub:
             n = epoll_wait(self.epoll, events, PLACES, 0)
             serve(self, events, n)
             self.removed.clear()
-            if n <= 0:
-                n = run_calls(self) or linger(self)
+            if n <= 0 or self.owing:
+                self.owing = False
+                n = run_calls(self) or n
+                if n <= 0:
+                    n = linger(self)
         self.busy = False
         if self.calls:
             schedule(self)

@@ -112,6 +112,13 @@ class HubTest(TransportCase):
         self.assertEqual(self.steps, ["call"])
         self.assertGreater(busy.served, served)
 
+    def test_who_is_ready_comes_before_the_calls_that_were_left_over(self):
+        """Or there would be two in a row, the last of a turn and the first of the next."""
+        self.hub.soon(self.note("call"))
+        self.reader(lambda reader: reader.receive() or self.steps.append("read"))
+        self.loop.turn()
+        self.assertEqual(self.steps, ["read", "call"])
+
     def test_calls_come_though_there_is_nobody(self):
         self.hub.soon(lambda: self.hub.soon(self.note("call")))
         self.loop.turn()
