@@ -23,10 +23,7 @@ FADES = 0.99  # by a sync: how many waited
 
 
 class Commit(Gathering):
-    """Syncs of one store. store: kvcore.Store; metrics: Metrics; reactor: provides time; syncer: Syncer; soon: as Hub.soon.
-
-    `holding` (bool) is read by the protocols before they execute a chunk: whether replies to writes have to wait.
-    """
+    """Syncs of one store. store: kvcore.Store; metrics: Metrics; reactor: provides time; syncer: Syncer; soon: Hub.soon."""
 
     def __init__(self, store, metrics, reactor, syncer, soon):
         self._store = store

@@ -73,18 +73,15 @@ cdef int give_up(Waiter waiter) except -1:
 
 
 cdef class Gathering:
-    """Collects waiters until somebody takes `group` (Group) and puts a new one there.
+    """Collects waiters until somebody takes `group` (Group) and puts a new one there. A subclass says in gathered() what
+    comes when the group has its first waiter.
 
     `holding` (bool): replies to writes have to wait. It is looked at before each chunk. `enough` (int): a group of so many
-    is announced, too; 0: of none.
+    is announced so, too; 0: of none.
     """
 
     def __cinit__(self, *args):
         self.group = Group()
-
-    def gathered(self):
-        """The group has its first waiter, or enough of them. To be overridden."""
-        raise NotImplementedError
 
     def wait(self, Waiter waiter not None, uint64_t mark):
         """Tell waiter when all that its session answered up to mark is on the disk, or that it is not."""

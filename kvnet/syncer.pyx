@@ -37,7 +37,7 @@ cdef extern from "<semaphore.h>" nogil:
 
 
 cdef class Syncer:
-    """Runs the sync jobs of a kvcore.Store, one at a time. reactor: an IReactorFDSet. Raises OSError."""
+    """Runs the sync jobs of a kvcore.Store, one at a time. reactor: a Hub, or an IReactorFDSet. Raises OSError."""
 
     cdef object reactor
     cdef object thread              # None: not begun, or stopped

@@ -3,9 +3,9 @@
     socket --recv--> room of the session | run | replies --send--> socket
                                                         \\__ what it does not take --> Twisted's buffer --> socket
 
-DirectServer and DirectUNIXServer are Twisted's own server transports with another doRead. Everything that happens less often
-than a chunk stays theirs: buffering, producers, half-close, abort, errors. The protocol on top is the same as on any other
-transport; it calls attach().
+DirectServer and DirectUNIXServer are Twisted's own server transports, but for what receives: the Hub. Everything that
+happens less often than a chunk stays theirs: buffering, producers, half-close, abort, errors. The protocol on top is the
+same as on any other transport; it calls attach().
 """
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.string cimport strerror

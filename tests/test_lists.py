@@ -85,6 +85,21 @@ class ListTest(SessionCase):
         replies = b"".join(self.parts(session)).split(b"\r")
         self.assertEqual(replies, [b"success", b"a", *(b"k%06d" % i for i in range(5000)), b""])
 
+    def test_the_beginning_of_a_list_is_whole_when_the_writes_before_it_are_answered(self):
+        for answered, answer in (
+            (lambda session: session.release(session.mark), b"success\r"),
+            (lambda session: session.fail("the disk is broken"), b"error\r"),
+        ):
+            session = self.session(self.fill(5000, 10))
+            session.hold = True
+            session.feed(b"write a|1\rkeys\r")
+            resume(session)
+            answered(session)
+            listed = len(session.take()) - len(answer)
+            self.assertTrue(listed == 0 or listed >= 16384, listed)
+            self.drain(session)
+            self.store.close()
+
     def test_what_was_made_of_a_list_stays_behind_writes_that_fail(self):
         session = self.session(self.fill(5000, 10))
         session.hold = True
