@@ -237,7 +237,7 @@ cdef int log_flush(Log log) except -1:
     take_ahead(log, end)
     if not store_ahead(log, end):
         result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
-    if -result in NO_SPACE and log.buf_dead == log.buf.len and log_give_up_reserve(log, RESERVE_LAST):
+    if result < 0 and -result in NO_SPACE and log.buf_dead == log.buf.len and log_give_up_reserve(log, RESERVE_LAST):
         # All of it makes room: tombstones.
         result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
     if result < 0:

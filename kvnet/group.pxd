@@ -1,6 +1,6 @@
 """Who waits for a sync: each with the mark up to which it covers their replies, all told together. Knows no sync.
 
-    wait(waiter, mark)  ->  group of a Gathering  --  a sync  --  succeed() or fail(reason): each waiter is told
+    group_join(group, waiter, mark)  --  a sync  --  group_succeed(group) or group_fail(group, reason)
 
 Thread: the reactor's alone.
 """
@@ -24,11 +24,15 @@ cdef class Group:
     cdef ByteBuf marks          # of uint64_t, one for each waiter
 
 
-cdef class Gathering:
-    cdef public bint holding
-    cdef public Group group
-    cdef public size_t enough
+# Have the waiter in the group, with this mark. False: it was there already, with a lower one.
+cdef bint group_join(Group group, Waiter waiter, uint64_t mark) except -1
+
+# Tell all that what they wait for is on the disk.
+cdef int group_succeed(Group group) except -1
+
+# Tell all that it is not.
+cdef int group_fail(Group group, str reason) except -1
 
 
-# As the method wait().
-cdef int gathering_wait(Gathering g, Waiter waiter, uint64_t mark) except -1
+cdef inline size_t group_size(Group group) noexcept:
+    return <size_t>len(group.waiters)

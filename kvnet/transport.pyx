@@ -18,7 +18,8 @@ from libc.stdint cimport uint64_t
 from kvcore.store cimport Store, store_expect
 from kvcore.types cimport Slice, uint8_t, uint32_t
 from kvnet.clock cimport clock
-from kvnet.group cimport Gathering, Waiter, gathering_wait
+from kvnet.commit cimport Commit, commit_wait
+from kvnet.group cimport Waiter
 from kvnet.session cimport (
     PLACES, Session, session_coming, session_held, session_mark, session_ready, session_received, session_release,
     session_room, session_sent)
@@ -38,6 +39,7 @@ cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLLIN
     ctypedef union epoll_data_t:
         void* ptr
+        int fd
     struct epoll_event:
         uint32_t events
         epoll_data_t data
@@ -69,13 +71,15 @@ cdef class Hub:
     """
 
     cdef object reactor
+    cdef int reactors               # the reactor's own epoll; -1: it has none
     cdef int epoll
     cdef dict readers               # reader -> its descriptor
     cdef list removed               # just now: an event may still name them
     cdef list calls                 # what comes when nobody is ready
     cdef bint busy                  # this is our turn
     cdef bint scheduled             # the reactor will call next_turn()
-    cdef bint owing                 # calls were left over: once in a turn they come, whoever is ready
+    cdef bint waited                # at the end of the last turn there were calls ...
+    cdef bint owing                 # ... and they are still there: now they come, whoever is ready
     cdef size_t buffering           # connections whose transports have something to write
     cdef double longest
     cdef double linger
@@ -83,6 +87,9 @@ cdef class Hub:
     def __cinit__(self, reactor, double turn=0.001, double linger=50e-6):
         self.epoll = -1
         self.reactor = reactor
+        # Twisted has no public name for it, and no other way to learn whether anybody waits for a turn of the reactor.
+        poller = getattr(reactor, "_poller", None)
+        self.reactors = -1 if poller is None else poller.fileno()
         self.longest = turn
         self.linger = linger
         self.readers = {}
@@ -139,7 +146,6 @@ cdef class Hub:
     def next_turn(self):
         """What was left over in the last turn. Called by the reactor."""
         self.scheduled = False
-        self.owing = True
         self.doRead()
 
     def doRead(self):
@@ -148,18 +154,36 @@ cdef class Hub:
         cdef double over = clock() + self.longest
         cdef int n = 1
         self.busy = True
-        while n > 0 and clock() < over:
+        while n > 0:
+            if clock() >= over:
+                self.owing = self.waited and len(self.calls) > 0
+                self.waited = len(self.calls) > 0
+                if is_wanted(self):
+                    break
+                over = clock() + self.longest
             n = epoll_wait(self.epoll, events, PLACES, 0)
             serve(self, events, n)
             self.removed.clear()
             if n <= 0 or self.owing:
-                self.owing = False
                 n = run_calls(self) or n
                 if n <= 0:
                     n = linger(self)
         self.busy = False
         if self.calls:
             schedule(self)
+
+
+# Has the reactor anything to do but to call us?
+cdef bint is_wanted(Hub hub) except -1:
+    cdef epoll_event[2] events
+    cdef int n
+    if hub.reactors < 0:
+        return True
+    wait = hub.reactor.timeout()
+    if wait is not None and wait <= 0:
+        return True
+    n = epoll_wait(hub.reactors, events, 2, 0)
+    return n > 1 or n == 1 and events[0].data.fd != hub.epoll
 
 
 cdef int schedule(Hub hub) except -1:
@@ -171,6 +195,7 @@ cdef int schedule(Hub hub) except -1:
 
 # How many there were.
 cdef int run_calls(Hub hub) except -1:
+    hub.owing = hub.waited = False
     if not hub.calls:
         return 0
     calls, hub.calls = hub.calls, []
@@ -250,7 +275,7 @@ cdef class Pipe(Waiter):
     """Between one socket and one session. owner: the protocol: has session, factory, touch() and proceed()."""
 
     cdef object transport
-    cdef Gathering commit
+    cdef Commit commit
     cdef Session session
     cdef Store store
     cdef int fd                     # -1 when nothing may be sent any more
@@ -326,7 +351,7 @@ cdef int execute(Pipe p, int place, size_t n) except -1:
     if p.session.stopped:
         p.owner.proceed()
     elif session_held(p.session):
-        gathering_wait(p.commit, p, session_mark(p.session))
+        commit_wait(p.commit, p, session_mark(p.session))
     return 0
 
 

@@ -20,6 +20,9 @@ class Reader:
     def fileno(self):
         return self.socket.fileno()
 
+    def logPrefix(self):
+        return "reader"
+
     def doRead(self):
         self.served += 1
         self.step()
@@ -102,15 +105,46 @@ class HubTest(TransportCase):
         server.factory.abort()
         self.wait_until_gone(server)
 
-    def test_calls_come_though_somebody_is_always_ready(self):
-        self.hub = Hub(self.loop)
-        busy = self.reader(lambda reader: reader.served == 1 and self.hub.soon(self.note("call")))
+    def test_it_goes_on_while_nobody_waits_for_the_reactor(self):
+        self.hub = Hub(self.loop, 0)
+        reader = self.reader(lambda reader: reader.served == 100 and reader.receive())
         self.hub.doRead()
-        self.assertEqual(self.steps, [])
-        served = busy.served
-        self.loop.turn()
-        self.assertEqual(self.steps, ["call"])
-        self.assertGreater(busy.served, served)
+        self.assertEqual(reader.served, 100)
+
+    def test_the_reactor_has_its_turn_though_somebody_is_always_ready(self):
+        """When something is due, a worker has a result, or another descriptor is ready."""
+        self.hub = Hub(self.loop, 0)
+        busy = self.reader(lambda reader: self.steps and reader.receive())
+        waiting = Reader(self.loop, lambda: waiting.socket.recv(1) and self.steps.append("descriptor"))
+        self.addCleanup(waiting.other.close)
+        self.addCleanup(waiting.socket.close)
+        self.addCleanup(self.loop.removeReader, waiting)
+        waits = {
+            "timer": lambda: self.loop.callLater(0, self.note("timer")),
+            "worker": lambda: self.loop.callFromThread(self.note("worker")),
+            "descriptor": lambda: waiting.other.send(b"1"),
+        }
+        waiting.socket.recv(1)
+        for name, wait in waits.items():
+            wait()
+            self.hub.doRead()
+            self.assertEqual(self.steps, [])
+            self.loop.until(lambda: self.steps)
+            self.assertEqual(self.steps, [name])
+            self.steps.clear()
+            busy.other.send(b"1")
+
+    def test_calls_come_though_somebody_is_always_ready(self):
+        """Not at once: what is ready may belong to what they are about."""
+        self.hub = Hub(self.loop, 0)
+
+        def step(reader):
+            if reader.served == 1:
+                self.hub.soon(lambda: self.steps.append(reader.served) or reader.receive())
+
+        self.reader(step)
+        self.hub.doRead()
+        self.assertEqual(self.steps, [3])
 
     def test_who_is_ready_comes_before_the_calls_that_were_left_over(self):
         """Or there would be two in a row, the last of a turn and the first of the next."""

@@ -226,7 +226,7 @@ class GroupCommitTest(ConnectionCase):
         """30 clients of a disk that syncs in 0.1 ms."""
         self.patch(os, "sched_getaffinity", lambda pid: set(range(processors)))
         self.serve(fsync="always")
-        self.commit._typical = 0.0001
+        self.commit.typical = 0.0001
         return [self.connect() for _ in range(30)]
 
     def write(self, clients):
@@ -282,7 +282,7 @@ class GroupCommitTest(ConnectionCase):
 
     def test_short_syncs_are_done_in_the_reactor(self):
         self.serve(fsync="always")
-        self.commit._typical = 0.0001
+        self.commit.typical = 0.0001
         protocol, transport = self.connect()
         protocol.dataReceived(b"write a|1\r")
         self.assertEqual(transport.taken(), b"")
@@ -324,7 +324,7 @@ class GroupCommitTest(ConnectionCase):
 
     def test_a_slow_disk_is_given_all_that_there_is(self):
         clients = self.crowd(processors=2)
-        self.commit._typical = 0.01
+        self.commit.typical = 0.01
         for _ in range(2):
             self.write(clients)
             self.assertEqual(self.reactor.work, [])
