@@ -30,6 +30,7 @@ cdef enum:
     BUFFER_KEPT = 4 << 20           # bytes of room the buffer keeps between flushes
     STEP_LARGEST = 1 << 20          # bytes of disk space taken ahead at a time: a fraction of a millisecond
     STEP_ZEROS = 1 << 17            # and as zeros, which a sync that somebody waits for has to write
+    PIECE = 1 << 14                 # of that written at a time
     STEP_SMALLEST = 512
     AHEAD = 64                      # at most one part in so many of what was written
     PAGE = 4096
@@ -41,7 +42,7 @@ cdef enum:
     RESERVE_MS = 1000               # between looks whether there is space again
 
 RESERVE_NAME = b"RESERVE"
-cdef uint8_t[PAGE] zeros
+cdef uint8_t[PIECE] zeros
 
 NO_SPACE = (ENOSPC, EDQUOT, EFBIG)
 # What is not the disk's fault and passes: nothing is lost by trying again.
@@ -152,7 +153,7 @@ cdef void take_ahead(Log log, uint64_t end) noexcept:
 
 
 # The longer way of taking space: the file system has nothing left to note about these blocks when they are written again. A
-# page at a time, for that is then what the kernel takes as changed, and a sync writes, when a record comes.
+# little at a time, for on some file systems that is then what a sync writes when a record in it has come.
 cdef int write_zeros(Log log, uint64_t end) noexcept:
     cdef uint64_t start = log.active.allocated
     cdef size_t n
@@ -167,13 +168,13 @@ cdef int write_zeros(Log log, uint64_t end) noexcept:
 
 
 # Write the buffer into space taken ahead, if it is small and there is some. False: it is still to be written. Who is the
-# first to touch a page, unless it holds zeros, pays with a fault that looks as if the disk had been waited for: that is left
-# to a write.
+# first to touch a page pays with a fault that looks as if the disk had been waited for: that is left to a write. So it is
+# when a sync follows, after which every page is to be touched for the first time again.
 cdef bint store_ahead(Log log, uint64_t end) noexcept:
     cdef Segment active = log.active
-    if log.buf.len > STORED or end > active.allocated:
+    if log.synced_each or log.buf.len > STORED or end > active.allocated:
         return False
-    if not log.synced_each and (active.flushed - 1) // PAGE != (end - 1) // PAGE:
+    if (active.flushed - 1) // PAGE != (end - 1) // PAGE:
         return False
     if segment_store(active, log.buf.data, log.buf.len, active.flushed, log.segment_size):
         return True

@@ -5,8 +5,8 @@
 
 Every run ends with a flush, so that a reply that may go out is about records that are in the kernel. When the flush fails,
 the store is as it was before the run's unflushed commands; their replies are dropped and they are executed again with
-writes refused. With `hold`, replies from the first write on wait in `out` until release() or fail() is called: that is
-how a sync is waited for.
+writes refused. Sessions that receive at the same time share the flush, and its failure. With `hold`, replies from the first
+write on wait in `out` until release() or fail() is called: that is how a sync is waited for.
 
         0          ready                                          len
     out | may go out | held for a sync ... | kept: part of a list ... |
@@ -25,6 +25,13 @@ from kvnet.textwire cimport Framer
 
 cdef enum:
     PLACES = STORE_AHEAD
+
+
+# What has become of a run's unflushed commands.
+cdef enum Fate:
+    OPEN
+    DONE                        # flushed
+    UNDONE                      # taken back: a flush failed
 
 
 # A moment to go back to: all commands before it are in the kernel or changed nothing.
@@ -53,6 +60,10 @@ cdef class Session:
     cdef int waited             # jobs that the next command has waited for
     cdef bint waits             # for the disk: context.job was found to
     cdef uint32_t steps         # commands since the clock was looked at
+    cdef double started         # when the run began
+    cdef Slice chunk            # what is executed, but for session_settle(); or NULL
+    cdef Fate fate
+    cdef object refusal         # why they were taken back
     cdef double deadline        # when this run gives way to other clients
     cdef bint ended             # the client will send no more
     cdef double held_since
@@ -67,8 +78,11 @@ cdef uint8_t* session_room(Session s, int place, size_t* n) except NULL
 # The key of the first command in the n bytes that have been received there; empty when there is none. A hint.
 cdef Slice session_coming(Session s, int place, size_t n) noexcept
 
-# n bytes have been received there: execute what they complete.
-cdef int session_received(Session s, int place, size_t n) except -1
+# n bytes have been received there: execute what they complete. True: a flush is shared with those that are still to receive.
+# Then session_settle() has to follow before anything else is done with the session or the place; the first such call flushes
+# for all.
+cdef bint session_received(Session s, int place, size_t n) except -1
+cdef int session_settle(Session s) except -1
 
 # Do replies wait for a sync?
 cdef inline bint session_held(Session s) noexcept:

@@ -20,6 +20,7 @@ from kvnet.commands.text import COMMANDS
 cdef enum:
     FLUSH_AT = 1 << 20          # unflushed bytes after which a run flushes in between
     REPLIES_AT = 1 << 20        # reply bytes waiting after which nothing more is executed
+    FEW_REPLIES = 1 << 12       # bytes of replies up to which a flush is shared
     LIST_PART = 1 << 14         # bytes of a list sent at once: some clients take what comes first for all of it
     LOOK_EVERY = 32             # commands between looks at the clock
     ROOM = 1 << 14              # bytes received at a time, as a rule
@@ -31,6 +32,9 @@ cdef enum:
 
 cdef double TURN = 0.001        # seconds that a run may take
 cdef double LIST_TURN = 0.0001  # and one in which a list is made
+
+# Those that have received, and whose runs end with the next flush, whoever makes it.
+cdef list unsettled = []
 
 # Shared by all sessions, so that one that waits for its client costs little: the places where bytes arrive, and the memory
 # of replies, which a session has only while it holds any.
@@ -172,12 +176,39 @@ cdef Slice session_coming(Session s, int place, size_t n) noexcept:
     return keys[0]
 
 
-cdef int session_received(Session s, int place, size_t n) except -1:
-    if s.input.len == 0:
-        return feed(s, arrivals[place], n)
+cdef bint session_received(Session s, int place, size_t n) except -1:
     s.metrics.received_bytes += n
-    s.input.len += n
-    s.resume()
+    if s.input.len:
+        s.input.len += n
+        s.resume()
+        return False
+    if s.stopped:
+        bytebuf_append(s.input, arrivals[place], n)
+        s.resume()
+        return False
+    begin_run(s, arrivals[place], n)
+    s.chunk = slice_of(arrivals[place], n)
+    if store_pending(s.context.store) == 0 or s.context.out.len > FEW_REPLIES:
+        session_settle(s)
+        return False
+    unsettled.append(s)
+    return True
+
+
+cdef int session_settle(Session s) except -1:
+    cdef Slice chunk = s.chunk
+    s.chunk.ptr = NULL
+    end_run(s, chunk.ptr, chunk.len)
+    bytebuf_append(s.input, chunk.ptr + s.now.position, chunk.len - s.now.position)
+    return 0
+
+
+# A flush has ended the runs of all that wait for one, or failed, and what they did was taken back.
+cdef int resolve(Fate fate, object error) except -1:
+    for s in unsettled:
+        (<Session>s).fate = fate
+        (<Session>s).refusal = error
+    unsettled.clear()
     return 0
 
 
@@ -220,26 +251,42 @@ cdef int session_sent(Session s) except -1:
 
 # Execute what is complete in the n bytes at data; now.position says how far that went.
 cdef int run(Session s, const uint8_t* data, size_t n) except -1:
+    begin_run(s, data, n)
+    return end_run(s, data, n)
+
+
+# Everything but the flush, and what has to come behind it.
+cdef int begin_run(Session s, const uint8_t* data, size_t n) except -1:
     cdef Context c = s.context
-    cdef double started = clock()
+    s.started = clock()
     if c.out.data == NULL:
         bytebuf_swap(c.out, spare)
     s.ahead = s.steps = 0
-    s.deadline = started + TURN
+    s.deadline = s.started + TURN
     s.now.position = 0
     s.now.reply = c.out.len
     s.now.writes = s.writes.len
     memset(s.now.counts, 0, sizeof(s.now.counts))
     s.safe = s.now
     c.refusing = None
-    c.doubt = residency_doubted(s.residency, started)
-    while step(s, data, n) or not settle(s):
+    c.doubt = residency_doubted(s.residency, s.started)
+    s.fate = OPEN
+    while step(s, data, n):
         pass
+    residency_ran(s.residency, s.started, clock())
+    return 0
+
+
+cdef int end_run(Session s, const uint8_t* data, size_t n) except -1:
+    cdef Context c = s.context
+    while not settle(s):
+        while step(s, data, n):
+            pass
     s.stopped = c.cursor is not None or c.out.len >= REPLIES_AT or s.deadline == 0 or c.job is not None
     if c.job is not None:
         s.waits = False
-        note_cold(s, started)
-    count(s, started)
+        note_cold(s, s.started)
+    count(s)
     return 0
 
 
@@ -390,12 +437,14 @@ cdef int execute(Session s, Slice line, size_t used) except -1:
         except (KVError, MemoryError) as error:
             if store_pending(c.store) < pending and store_flushes(c.store) == flushes:
                 # What it failed at was the flush of the commands before it: they were taken back.
+                resolve(UNDONE, error)
                 go_back(s, error)
                 return 0
             bytebuf_truncate(c.out, s.now.reply)
             text_fail(c, error)
         if store_flushes(c.store) != flushes:
             # It flushed before it began: whatever happens, the commands before it stand.
+            resolve(DONE, None)
             s.safe = s.now
         if text_commands[row].flags & FLAG_WRITES and outcome == OUTCOME_OK and s.hold:
             place = s.now.reply
@@ -407,13 +456,21 @@ cdef int execute(Session s, Slice line, size_t used) except -1:
 
 # End the run's writes: flush. False when that failed, and the run has gone back to do its commands again.
 cdef bint settle(Session s) except -1:
-    try:
-        store_flush(s.context.store)
-    except KVError as error:
-        if s.context.refusing is not None:
-            raise                   # nothing was written, and still it fails: the store was closed
-        go_back(s, error)
+    if s.fate == OPEN:
+        try:
+            store_flush(s.context.store)
+            resolve(DONE, None)
+        except KVError as error:
+            resolve(UNDONE, error)
+            if s.context.refusing is not None:
+                raise               # nothing was written, and still it fails: the store was closed
+            s.fate = UNDONE
+            s.refusal = error
+    if s.fate == UNDONE:
+        s.fate = OPEN
+        go_back(s, s.refusal)
         return False
+    s.fate = OPEN
     s.now.reply = s.context.out.len
     s.now.writes = s.writes.len
     s.safe = s.now
@@ -434,20 +491,18 @@ cdef int go_back(Session s, object error) except -1:
 
 
 # Enter the run's commands into the metrics, and decide which of its replies may go out.
-cdef int count(Session s, double started) except -1:
+cdef int count(Session s) except -1:
     cdef ByteBuf out = s.context.out
-    cdef double now = clock()
     cdef int row, outcome
-    residency_ran(s.residency, started, now)
     if s.held_since == 0:
-        s.held_since = started
+        s.held_since = s.started
     for row in range(TEXT_COMMANDS + 1):
         for outcome in range(<int>OUTCOMES):
             s.metrics.outcomes[s.row + row][outcome] += s.now.counts[row][outcome]
             s.held_counts[row] += s.now.counts[row][outcome]
     if s.writes.len == 0:
         s.ready = out.len - s.kept
-        observe(s, now)
+        observe(s, clock())
     elif s.ready < (<size_t*>s.writes.data)[0]:
         s.ready = (<size_t*>s.writes.data)[0]
     return 0

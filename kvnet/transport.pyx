@@ -22,7 +22,7 @@ from kvnet.commit cimport Commit, commit_wait
 from kvnet.group cimport Waiter
 from kvnet.session cimport (
     PLACES, Session, session_coming, session_held, session_mark, session_ready, session_received, session_release,
-    session_room, session_sent)
+    session_room, session_sent, session_settle)
 
 from twisted.internet import tcp, unix
 from twisted.internet.main import CONNECTION_DONE, CONNECTION_LOST
@@ -224,9 +224,11 @@ cdef int linger(Hub hub) noexcept:
 
 
 # Serve n that are ready. Of connections all bytes are received first, then the commands executed: so their keys are known in
-# time to load what they need into the cache. Whatever happens to one of them is not the others' trouble.
+# time to load what they need into the cache; and one flush is enough for all. Whatever happens to one of them is not the
+# others' trouble.
 cdef int serve(Hub hub, epoll_event* events, int n) except -1:
     cdef ssize_t[PLACES] got
+    cdef bint[PLACES] waits
     cdef Slice[PLACES] keys
     cdef size_t count = 0
     cdef Pipe pipe
@@ -251,8 +253,17 @@ cdef int serve(Hub hub, epoll_event* events, int n) except -1:
     for i in range(n):
         if got[i] > 0:
             pipe = <Pipe>events[i].data.ptr
+            waits[i] = False
             try:
-                execute(pipe, i, got[i])
+                waits[i] = execute(pipe, i, got[i])
+            except Exception:
+                give_up(pipe)
+    for i in range(n):
+        if got[i] > 0 and waits[i]:
+            pipe = <Pipe>events[i].data.ptr
+            try:
+                session_settle(pipe.session)
+                answer(pipe)
             except Exception:
                 give_up(pipe)
     return 0
@@ -339,14 +350,22 @@ cdef ssize_t receive(Pipe p, int place) except -1:
     return max(n, 0)
 
 
-# Execute what has been received, and reply.
-cdef int execute(Pipe p, int place, size_t n) except -1:
+# Execute what has been received, and reply. True: session_settle() and answer() are to come.
+cdef bint execute(Pipe p, int place, size_t n) except -1:
     if p.fd < 0:
-        return 0                    # it was cut meanwhile
+        return False                # it was cut meanwhile
     if p.timed:
         p.owner.touch()
     p.session.hold = p.commit.holding
-    session_received(p.session, place, n)
+    if session_received(p.session, place, n):
+        return True
+    answer(p)
+    return False
+
+
+cdef int answer(Pipe p) except -1:
+    if p.fd < 0:
+        return 0
     reply(p)
     if p.session.stopped:
         p.owner.proceed()

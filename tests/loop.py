@@ -70,11 +70,14 @@ class Loop(EPollReactor):
 
 
 class Server:
-    """A store, and a port of the text protocol that leads to it: a direct one or an ordinary one, TCP or UNIX."""
+    """A store, and a port of the text protocol that leads to it: a direct one or an ordinary one, TCP or UNIX.
 
-    def __init__(self, loop, directory, direct=True, unix=False, fsync="no", **options):
+    store: options of the store; the others are of the port.
+    """
+
+    def __init__(self, loop, directory, direct=True, unix=False, fsync="no", store=None, **options):
         self.loop = loop
-        self.store = kvcore.open(directory, fsync=fsync, autoflush=False, executor=at_once)
+        self.store = kvcore.open(directory, fsync=fsync, autoflush=False, executor=at_once, **(store or {}))
         self.metrics = Metrics()
         direct_ports = Ports(loop, self.metrics)
         soon = direct_ports.hub.soon

@@ -106,7 +106,6 @@ class FailedWriteTest(FaultCase):
         store.close()
         self.assertEqual(self.contents(), {b"a": b"1"})
 
-
     def test_space_is_not_taken_ahead_where_the_file_system_cannot(self):
         for code in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EIO):
             self.dir = os.path.abspath(self.mktemp())
@@ -128,7 +127,7 @@ class FailedWriteTest(FaultCase):
             store.put(b"k%d" % i, b"v" * 1000)
         content = files.read(b"/store/0000000001.seg")
         self.assertEqual(files.calls["fallocate"], reserved)
-        self.assertGreater(files.calls["store"], 50)  # records over the zeros, whole pages among them
+        self.assertNotIn("store", files.calls)  # after a sync each page costs a fault
         self.assertGreater(len(content), len(content.rstrip(b"\0")) + 512)
         self.assertLess(len(content), 103_000 * 66 / 64)
         files.fail("pwrite", 1, errno.ENOSPC)  # the zeros
