@@ -232,7 +232,7 @@ cdef int serve(Hub hub, epoll_event* events, int n) except -1:
     cdef Slice[PLACES] keys
     cdef size_t count = 0
     cdef Pipe pipe
-    cdef int i
+    cdef int i, answered = 0
     for i in range(n):
         got[i] = 0
         reader = <object>events[i].data.ptr
@@ -251,22 +251,32 @@ cdef int serve(Hub hub, epoll_event* events, int n) except -1:
     if count > 1:
         store_expect(pipe.store, keys, count)
     for i in range(n):
+        waits[i] = False
         if got[i] > 0:
             pipe = <Pipe>events[i].data.ptr
-            waits[i] = False
             try:
                 waits[i] = execute(pipe, i, got[i])
             except Exception:
                 give_up(pipe)
-    for i in range(n):
-        if got[i] > 0 and waits[i]:
+            if not waits[i]:
+                answered = settle(events, waits, answered, i)
+    settle(events, waits, answered, n)
+    return 0
+
+
+# Answer those that wait for a flush, from the one at `start` up to the one at `end`. Returns end.
+cdef int settle(epoll_event* events, const bint* waits, int start, int end) except -1:
+    cdef Pipe pipe
+    cdef int i
+    for i in range(start, end):
+        if waits[i]:
             pipe = <Pipe>events[i].data.ptr
             try:
                 session_settle(pipe.session)
                 answer(pipe)
             except Exception:
                 give_up(pipe)
-    return 0
+    return end
 
 
 cdef int give_up(object reader) except -1:
