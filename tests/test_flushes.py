@@ -103,7 +103,7 @@ class SharedFlushTest(FaultCase, TransportCase):
         self.store.put(b"big", bytes(5000))
         self.store.flush()
         self.watched = first, second
-        self.together((first, b"write a|1\r"), (second, b"read big\r"), (third, b"write a|2\r"))
+        self.together((first, b"write a|1\r"), (second, b"read big\r"), (third, b"write a|2\rread big\r"))
         self.assertEqual(self.answered, [[False, False], [True, True]])
 
     def test_when_it_fails_all_are_refused_and_nobody_has_read_what_was_taken_back(self):
