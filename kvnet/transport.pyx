@@ -261,6 +261,14 @@ cdef int serve(Hub hub, epoll_event* events, int n) except -1:
             if not waits[i]:
                 answered = settle(events, waits, answered, i)
     settle(events, waits, answered, n)
+    # Not before: a group may be answered by that, with clients that have held replies since before this.
+    for i in range(n):
+        if got[i] > 0:
+            pipe = <Pipe>events[i].data.ptr
+            try:
+                follow_up(pipe)
+            except Exception:
+                give_up(pipe)
     return 0
 
 
@@ -273,7 +281,7 @@ cdef int settle(epoll_event* events, const bint* waits, int start, int end) exce
             pipe = <Pipe>events[i].data.ptr
             try:
                 session_settle(pipe.session)
-                answer(pipe)
+                reply(pipe)
             except Exception:
                 give_up(pipe)
     return end
@@ -360,7 +368,7 @@ cdef ssize_t receive(Pipe p, int place) except -1:
     return max(n, 0)
 
 
-# Execute what has been received, and reply. True: session_settle() and answer() are to come.
+# Execute what has been received, and reply. True: session_settle() and reply() are to come.
 cdef bint execute(Pipe p, int place, size_t n) except -1:
     if p.fd < 0:
         return False                # it was cut meanwhile
@@ -369,14 +377,14 @@ cdef bint execute(Pipe p, int place, size_t n) except -1:
     p.session.hold = p.commit.holding
     if session_received(p.session, place, n):
         return True
-    answer(p)
+    reply(p)
     return False
 
 
-cdef int answer(Pipe p) except -1:
+# See to what has to come after the replies.
+cdef int follow_up(Pipe p) except -1:
     if p.fd < 0:
         return 0
-    reply(p)
     if p.session.stopped:
         p.owner.proceed()
     elif session_held(p.session):

@@ -1,6 +1,7 @@
 """Connections that are served together share a flush: what they hear of it, and of its failure."""
 
 import errno
+import os
 import random
 
 from tests.probe import HookedFiles
@@ -149,21 +150,31 @@ class SharedFlushTest(FaultCase, TransportCase):
     def test_at_random(self):
         """Each client's replies and what the store has agree, whatever fails."""
         for seed in range(3):
-            self.at_random(random.Random(seed), f"random{seed}")
+            self.at_random(random.Random(seed), self.crowd(8, name=f"random{seed}"))
 
-    def at_random(self, chance, name):
-        clients = self.crowd(8, name=name)
+    def test_at_random_with_syncs_in_between(self):
+        """They begin when half of the clients wait, and release what others have held meanwhile."""
+        self.patch(os, "sched_getaffinity", lambda pid: {0, 1})
+        for seed in range(3):
+            clients = self.crowd(21, name=f"random{seed}", fsync="always")
+            self.server.commit.typical = 1e-5
+            self.at_random(random.Random(seed), clients)
+
+    def at_random(self, chance, clients):
         model = {}
         for _ in range(150):
-            said = [[self.command(chance, number) for _ in range(chance.choice((0, 1, 1, 1, 3)))] for number in range(8)]
-            if chance.random() < 0.5:
-                for number in self.active(), self.active() + 1:
-                    self.refuse_once(number)
-            self.loop.later += 1  # for the store to look for space again
-            for client, commands in zip(clients, said, strict=True):
-                client.offer(b"".join(word + b" " + rest + b"\r" for word, rest in commands))
-            self.loop.turn()
-            self.fail_at.clear()
+            said = [[] for _ in clients]
+            for _ in range(chance.choice((1, 2))):
+                if chance.random() < 0.5:
+                    for number in self.active(), self.active() + 1:
+                        self.refuse_once(number)
+                self.loop.later += 1  # for the store to look for space again
+                for number, client in enumerate(clients):
+                    commands = [self.command(chance, number) for _ in range(chance.choice((0, 1, 1, 1, 3)))]
+                    client.offer(b"".join(word + b" " + rest + b"\r" for word, rest in commands))
+                    said[number] += commands
+                self.loop.turn()
+                self.fail_at.clear()
             for client, commands in zip(clients, said, strict=True):
                 for command in commands:
                     self.follow(model, client, *command)
@@ -174,7 +185,7 @@ class SharedFlushTest(FaultCase, TransportCase):
         """(word, rest) of something about one of this client's keys."""
         key = b"%d.%d" % (number, chance.randrange(3))
         value = bytes([97 + chance.randrange(26)]) * chance.choice((1, 300, 3000))
-        return chance.choice(((b"write", key + b"|" + value), (b"delete", key), (b"read", key), (b"reads", key[:2])))
+        return chance.choice(((b"write", key + b"|" + value), (b"delete", key), (b"read", key), (b"reads", key[:-1])))
 
     def follow(self, model, client, word, rest):
         """Take the reply to this command; it may be an error only where something is changed. The model follows."""
