@@ -80,6 +80,7 @@ cdef class Commit:
     def synced(self):
         """The job under way has run. Called by the syncer."""
         cdef Group served = self.served
+        cdef double started = self.started_at
         job = self.job
         self.job = self.served = None
         self.syncing = False
@@ -94,7 +95,7 @@ cdef class Commit:
             self.metrics.synced(job.seconds, group_size(served))
             if group_size(self.group) > FEW:
                 go_on(self)     # before the answers: meanwhile the disk is at work
-            answer(self, served, self.started_at)
+            answer(self, served, started)
         if self.idle is not None:
             self.idle.callback(None)
         elif not self.scheduled:

@@ -280,6 +280,19 @@ class GroupCommitTest(ConnectionCase):
         self.reactor.run_threads()
         self.assertEqual(transport.taken(), b"success\r" * 3)
 
+    def test_sync_that_begins_before_the_answers_of_the_last_one_proves_nothing_yet(self):
+        self.serve(fsync="everysec")
+        clients = [self.connect() for _ in range(12)]
+        self.write(clients[:1])
+        self.reactor.pump([0.25] * 14)
+        self.assertEqual((len(self.reactor.work), self.commit.holding), (1, True))
+        self.write(clients)
+        self.reactor.advance(1)
+        self.reactor.run_threads()
+        self.assertEqual((len(self.reactor.work), self.commit.unsynced_age), (1, 3.5))
+        self.reactor.run_threads()
+        self.assertEqual(self.commit.unsynced_age, 0)
+
     def test_short_syncs_are_done_in_the_reactor(self):
         self.serve(fsync="always")
         self.commit.typical = 0.0001
