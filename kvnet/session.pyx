@@ -177,13 +177,12 @@ cdef Slice session_coming(Session s, int place, size_t n) noexcept:
 
 
 cdef bint session_received(Session s, int place, size_t n) except -1:
+    if s.stopped and s.input.len == 0:
+        feed(s, arrivals[place], n)
+        return False
     s.metrics.received_bytes += n
     if s.input.len:
         s.input.len += n
-        s.resume()
-        return False
-    if s.stopped:
-        bytebuf_append(s.input, arrivals[place], n)
         s.resume()
         return False
     begin_run(s, arrivals[place], n)
@@ -423,6 +422,7 @@ cdef int execute(Session s, Slice line, size_t used) except -1:
     cdef size_t word = text_word(line), pending
     cdef uint64_t flushes
     cdef size_t place
+    cdef bint undone
     cdef int row = text_find(slice_of(line.ptr, word))
     if row < 0 or text_arguments(line, word, text_commands[row].shape, &a) < 0:
         text_fail(c, "no such command" if row < 0 else "bad argument")
@@ -434,10 +434,14 @@ cdef int execute(Session s, Slice line, size_t used) except -1:
             if (c.doubt or text_commands[row].flags & FLAG_LISTS) and must_wait(s, row, &a):
                 return 0
             outcome = text_commands[row].run(c, &a)
-        except (KVError, MemoryError) as error:
-            if store_pending(c.store) < pending and store_flushes(c.store) == flushes:
+        except BaseException as error:
+            undone = store_pending(c.store) < pending and store_flushes(c.store) == flushes
+            if undone:
                 # What it failed at was the flush of the commands before it: they were taken back.
                 resolve(UNDONE, error)
+            if not isinstance(error, (KVError, MemoryError)):
+                raise
+            if undone:
                 go_back(s, error)
                 return 0
             bytebuf_truncate(c.out, s.now.reply)
@@ -460,15 +464,17 @@ cdef bint settle(Session s) except -1:
         try:
             store_flush(s.context.store)
             resolve(DONE, None)
-        except KVError as error:
+        except BaseException as error:
+            # Whatever it was, the store has taken back what all of them did.
             resolve(UNDONE, error)
-            if s.context.refusing is not None:
-                raise               # nothing was written, and still it fails: the store was closed
+            if s.context.refusing is not None or not isinstance(error, KVError):
+                raise               # nothing was written, and still it fails: the store was closed; or a bug
             s.fate = UNDONE
             s.refusal = error
     if s.fate == UNDONE:
         s.fate = OPEN
         go_back(s, s.refusal)
+        s.refusal = None
         return False
     s.fate = OPEN
     s.now.reply = s.context.out.len

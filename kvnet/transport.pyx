@@ -156,7 +156,7 @@ cdef class Hub:
         self.busy = True
         while n > 0:
             if clock() >= over:
-                self.owing = self.waited and len(self.calls) > 0
+                self.owing = self.waited
                 self.waited = len(self.calls) > 0
                 if is_wanted(self):
                     break
@@ -183,7 +183,7 @@ cdef bint is_wanted(Hub hub) except -1:
     if wait is not None and wait <= 0:
         return True
     n = epoll_wait(hub.reactors, events, 2, 0)
-    return n > 1 or n == 1 and events[0].data.fd != hub.epoll
+    return n != 0 and not (n == 1 and events[0].data.fd == hub.epoll)
 
 
 cdef int schedule(Hub hub) except -1:

@@ -117,6 +117,26 @@ class SharedFlushTest(FaultCase, TransportCase):
         self.assertEqual(dict(self.store.items()), {b"b": b"old"})
         self.assertEqual(self.together((first, b"write a|1\r"), (second, b"write b|2\r")), [OK, OK])
 
+    def test_bug_in_the_flush_of_one_acknowledges_nothing_of_another(self):
+        """Who flushes is cut, the others are told that what they did was taken back."""
+        first, second = self.crowd(2)
+
+        def no_memory(name):
+            raise MemoryError
+
+        usual = os.fsdecode
+        self.fail_at["pwrite", "0000000001.seg"] = errno.EIO
+        self.patch(os, "fsdecode", no_memory)
+        for client, data in ((first, b"write a|1\r"), (second, b"write b|1\r")):
+            client.offer(data)
+        self.loop.turn()
+        self.patch(os, "fsdecode", usual)
+        self.fail_at.clear()
+        self.assertEqual(second.expect(1), ERROR)
+        self.assertRaises(ConnectionResetError, first.rest)
+        self.assertEqual(dict(self.store.items()), {})
+        self.assertEqual(len(self.flushLoggedErrors(MemoryError)), 1)
+
     def test_what_another_client_flushed_in_between_stands(self):
         """Were it done again, there would be nothing to delete any more."""
         first, second, third = self.crowd(3)
@@ -147,13 +167,29 @@ class SharedFlushTest(FaultCase, TransportCase):
         self.assertEqual(heard, [ERROR, ERROR])
         self.assertEqual(self.together((second, b"d c\r"), (first, b"\r")), [b"1\r", ERROR])
 
+    def test_all_have_their_replies_when_a_sync_begins(self):
+        self.patch(os, "sched_getaffinity", lambda pid: {0, 1})
+        clients = self.crowd(30, fsync="always")
+        self.server.commit.typical = -1.0  # however long the first takes
+        for client in clients:
+            client.offer(b"write a|1\r")
+        for client in clients:
+            client.expect(1)
+        begun = []
+        begin = self.loop.callInThreadWithCallback
+        self.patch(self.loop, "callInThreadWithCallback", lambda *work: begun.append(clients[15].readable()) or begin(*work))
+        self.together(*((client, b"write a|2\r") for client in clients[:15]), (clients[15], b"read a\r"))
+        self.assertEqual(begun, [True])
+        for client in clients[:15]:
+            self.assertEqual(client.expect(1), OK)
+
     def test_at_random(self):
         """Each client's replies and what the store has agree, whatever fails."""
         for seed in range(3):
             self.at_random(random.Random(seed), self.crowd(8, name=f"random{seed}"))
 
     def test_at_random_with_syncs_in_between(self):
-        """They begin when half of the clients wait, and release what others have held meanwhile."""
+        """They begin when half of the clients wait."""
         self.patch(os, "sched_getaffinity", lambda pid: {0, 1})
         for seed in range(3):
             clients = self.crowd(21, name=f"random{seed}", fsync="always")

@@ -3,6 +3,7 @@
 import resource
 import socket
 import threading
+from types import SimpleNamespace
 
 from kvnet.transport import Hub
 from tests.test_transport import TransportCase
@@ -133,6 +134,15 @@ class HubTest(TransportCase):
             self.assertEqual(self.steps, [name])
             self.steps.clear()
             busy.other.send(b"1")
+
+    def test_each_turn_ends_with_a_reactor_that_cannot_be_asked(self):
+        """One without an epoll descriptor, and one whose descriptor is bad."""
+        for poller in (None, SimpleNamespace(fileno=lambda: 1_000_000)):
+            reactor = SimpleNamespace(_poller=poller, timeout=lambda: None, addReader=lambda hub: None)
+            self.hub = Hub(reactor, 0)
+            reader = self.reader(lambda reader: reader.served == 9 and reader.receive())
+            self.hub.doRead()
+            self.assertEqual(reader.served, 0)
 
     def test_calls_come_though_somebody_is_always_ready(self):
         """Not at once: what is ready may belong to what they are about."""
