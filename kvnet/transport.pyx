@@ -36,7 +36,11 @@ cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLL_CLOEXEC
     enum: EPOLL_CTL_ADD
     enum: EPOLL_CTL_DEL
+    enum: EPOLL_CTL_MOD
+    enum: EPOLLET
     enum: EPOLLIN
+    enum: EPOLLPRI
+    enum: EPOLLRDHUP
     ctypedef union epoll_data_t:
         void* ptr
         int fd
@@ -107,10 +111,7 @@ cdef class Hub:
         if reader in self.readers:
             return
         cdef int fd = reader.fileno()
-        cdef epoll_event event
-        event.events = EPOLLIN
-        event.data.ptr = <void*>reader
-        checked(epoll_ctl(self.epoll, EPOLL_CTL_ADD, fd, &event))
+        watch(self, EPOLL_CTL_ADD, fd, reader)
         if not self.readers:
             self.reactor.addReader(self)
         self.readers[reader] = fd
@@ -171,6 +172,18 @@ cdef class Hub:
         self.busy = False
         if self.calls:
             schedule(self)
+
+
+# On a TCP connection it is an event that something has come, not that something is there: that would cost the kernel a
+# second look at each that was ready. What ends a receive before all is received (the end of the stream, urgent data) has to
+# be an event of its own then; on a UNIX socket a descriptor that was sent ends one, and is none.
+cdef int watch(Hub hub, int what, int fd, object reader) except -1:
+    cdef epoll_event event
+    event.events = EPOLLIN
+    event.data.ptr = <void*>reader
+    if type(reader) is Pipe and (<Pipe>reader).edges:
+        event.events |= <uint32_t>EPOLLET | EPOLLRDHUP | EPOLLPRI
+    return checked(epoll_ctl(hub.epoll, what, fd, &event))
 
 
 # Has the reactor anything to do but to call us?
@@ -243,7 +256,7 @@ cdef int serve(Hub hub, epoll_event* events, int n) except -1:
                 reader.doRead()
                 continue
             pipe = <Pipe>reader
-            got[i] = receive(pipe, i)
+            got[i] = receive(pipe, i, events[i].events)
             keys[count] = session_coming(pipe.session, i, got[i])
             count += keys[count].len > 0
         except Exception:
@@ -309,6 +322,7 @@ cdef class Pipe(Waiter):
     cdef Store store
     cdef int fd                     # -1 when nothing may be sent any more
     cdef bint timed
+    cdef bint edges                 # see watch()
     cdef Hub hub
     cdef bint buffering             # the transport has replies in its buffer: they go first
 
@@ -320,6 +334,7 @@ cdef class Pipe(Waiter):
         self.session = protocol.session
         self.store = protocol.factory.store
         self.fd = transport.fileno()
+        self.edges = isinstance(transport, DirectServer)
 
     cdef int released(self, uint64_t mark) except -1:
         # Not by way of the protocol: what is still held was announced when it came.
@@ -357,14 +372,19 @@ cdef class Pipe(Waiter):
 
 
 # Receive once, to a place. How many bytes; 0 when there is nothing to do.
-cdef ssize_t receive(Pipe p, int place) except -1:
+cdef ssize_t receive(Pipe p, int place, uint32_t event) except -1:
     cdef size_t room
     cdef uint8_t* start = session_room(p.session, place, &room)
     cdef ssize_t n = recv(p.fd, start, room, 0)
+    if n < 0 and errno == EAGAIN:
+        return 0
     if n == 0:
         p.transport.lost(CONNECTION_DONE)
-    elif n < 0 and errno not in (EAGAIN, EINTR):
+    elif n < 0 and errno != EINTR:
         p.transport.lost(CONNECTION_LOST)
+    elif p.edges and (n < 0 or n == <ssize_t>room or event != EPOLLIN):
+        # There may be more. As an event, so that others have their turn.
+        watch(p.hub, EPOLL_CTL_MOD, p.fd, p)
     return max(n, 0)
 
 

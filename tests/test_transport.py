@@ -112,6 +112,43 @@ class DifferenceTest(TransportCase):
             heard = self.chunks(*[said[a:b] for a, b in zip([0, *cuts], [*cuts, len(said)], strict=True)])
             self.assertTrue(heard == b"success\r" + value + b"\r" + STATUS + value + b"\rerror\r")
 
+    def test_all_that_came_before_anybody_looked(self):
+        """One event tells of all of it, whatever it is that a receive ends at: its room, the end of the stream ..."""
+        room = 16384
+        line = b"write a|" + b"v" * 503 + b"\r"
+        for unix in (False, True):
+            self.pair(unix=unix)
+            for said in (b"status\rread a\r", line * 32, line * 32 + b"read a\r", line * 100, b"status\r" * room):
+                for rest in (lambda client, said: client.expect(said.count(b"\r")), lambda client, _: client.end()):
+                    def talk(client, said=said, rest=rest):
+                        self.assertEqual(client.offer(said), len(said))
+                        return rest(client, said)
+
+                    self.assertEqual(self.both(talk).count(b"\r"), said.count(b"\r"))
+
+    def test_urgent_data(self):
+        """... the place where it was in the stream ..."""
+        self.pair()
+
+        def talk(client):
+            client.offer(b"write a|1\rread ")
+            client.socket.send(b"!", socket.MSG_OOB)
+            client.offer(b"a\rstatus\r")
+            return client.expect(3)
+
+        self.assertEqual(self.both(talk), b"success\r1\r" + STATUS)
+
+    def test_a_descriptor_that_was_sent(self):
+        """... or that."""
+        self.pair(unix=True)
+
+        def talk(client):
+            socket.send_fds(client.socket, [b"write a|1\rread "], [0])
+            client.offer(b"a\rstatus\r")
+            return client.expect(3)
+
+        self.assertEqual(self.both(talk), b"success\r1\r" + STATUS)
+
     def test_over_long_commands(self):
         self.pair(max_value_size=1000)
         for start in (b"", b"write k|", b"read ", b"garbage"):
