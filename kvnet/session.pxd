@@ -40,6 +40,7 @@ cdef struct Moment:
     size_t reply                # in out
     size_t writes               # in `writes`
     Framer framer
+    uint32_t rows               # a bit for each row of counts that is not all zero
     uint32_t counts[TEXT_COMMANDS + 1][OUTCOMES]
 
 
@@ -67,6 +68,7 @@ cdef class Session:
     cdef double deadline        # when this run gives way to other clients
     cdef bint ended             # the client will send no more
     cdef double held_since
+    cdef uint32_t held_rows     # as Moment.rows
     cdef uint32_t held_counts[TEXT_COMMANDS + 1]
     cdef public bint hold       # replies to writes wait for release()
 

@@ -171,9 +171,14 @@ cdef uint8_t* session_room(Session s, int place, size_t* n) except NULL:
 cdef Slice session_coming(Session s, int place, size_t n) noexcept:
     cdef Slice[STORE_AHEAD] keys
     cdef size_t at = 0
-    if s.input.len or coming_keys(arrivals[place], n, &at, keys, 1) == 0:
+    cdef size_t count
+    s.ahead = 0
+    if s.input.len:
         return slice_of(NULL, 0)
-    return keys[0]
+    count = coming_keys(arrivals[place], n, &at, keys, 1)
+    if at == n:
+        s.ahead = n             # one command: no others to look for when it comes
+    return keys[0] if count else slice_of(NULL, 0)
 
 
 cdef bint session_received(Session s, int place, size_t n) except -1:
@@ -250,6 +255,7 @@ cdef int session_sent(Session s) except -1:
 
 # Execute what is complete in the n bytes at data; now.position says how far that went.
 cdef int run(Session s, const uint8_t* data, size_t n) except -1:
+    s.ahead = 0
     begin_run(s, data, n)
     return end_run(s, data, n)
 
@@ -260,11 +266,12 @@ cdef int begin_run(Session s, const uint8_t* data, size_t n) except -1:
     s.started = clock()
     if c.out.data == NULL:
         bytebuf_swap(c.out, spare)
-    s.ahead = s.steps = 0
+    s.steps = 0
     s.deadline = s.started + TURN
     s.now.position = 0
     s.now.reply = c.out.len
     s.now.writes = s.writes.len
+    s.now.rows = 0
     memset(s.now.counts, 0, sizeof(s.now.counts))
     s.safe = s.now
     c.refusing = None
@@ -311,7 +318,7 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
     if c.cursor is not None:
         list_more(s)
         return c.cursor is None
-    if c.out.len >= REPLIES_AT or is_late(s):
+    if s.now.position == n or c.out.len >= REPLIES_AT or is_late(s):
         return False
     if s.now.position >= s.ahead:
         look_ahead(s, data, n)
@@ -332,7 +339,7 @@ cdef bint step(Session s, const uint8_t* data, size_t n) except -1:
         if frame != FRAME_MORE and frame != FRAME_SKIPPED:
             text_fail(c, "the command is too long")
             s.metrics.commands_too_long += 1
-            s.now.counts[INVALID][<int>OUTCOME_ERROR] += 1
+            note(s, INVALID, OUTCOME_ERROR)
     return frame != FRAME_MORE
 
 
@@ -453,7 +460,7 @@ cdef int execute(Session s, Slice line, size_t used) except -1:
         if text_commands[row].flags & FLAG_WRITES and outcome == OUTCOME_OK and s.hold:
             place = s.now.reply
             bytebuf_append(s.writes, &place, sizeof(size_t))
-    s.now.counts[row][<int>outcome] += 1
+    note(s, row, outcome)
     s.now.position += used
     return 0
 
@@ -496,13 +503,21 @@ cdef int go_back(Session s, object error) except -1:
     return 0
 
 
+cdef inline void note(Session s, int row, Outcome outcome) noexcept:
+    s.now.rows |= 1 << row
+    s.now.counts[row][<int>outcome] += 1
+
+
 # Enter the run's commands into the metrics, and decide which of its replies may go out.
 cdef int count(Session s) except -1:
     cdef ByteBuf out = s.context.out
     cdef int row, outcome
     if s.held_since == 0:
         s.held_since = s.started
+    s.held_rows |= s.now.rows
     for row in range(TEXT_COMMANDS + 1):
+        if not s.now.rows >> row & 1:
+            continue
         for outcome in range(<int>OUTCOMES):
             s.metrics.outcomes[s.row + row][outcome] += s.now.counts[row][outcome]
             s.held_counts[row] += s.now.counts[row][outcome]
@@ -518,8 +533,9 @@ cdef int observe(Session s, double now) except -1:
     cdef double seconds = now - s.held_since
     cdef int row
     for row in range(TEXT_COMMANDS + 1):
-        if s.held_counts[row]:
+        if s.held_rows >> row & 1:
             histogram_add(&s.metrics.seconds[s.row + row], seconds, s.held_counts[row])
-    memset(s.held_counts, 0, sizeof(s.held_counts))
+            s.held_counts[row] = 0
+    s.held_rows = 0
     s.held_since = 0
     return 0
