@@ -229,6 +229,8 @@ cdef int replay_segment(Replay p, uint32_t slot, uint64_t start, uint64_t data_e
     cdef Location at
     at.segment = slot
     walk_begin(p, start)
+    if start > SEGMENT_HEADER:
+        p.previous = s.max_version      # of what the checkpoint covers
     while True:
         kind = walk_step(p, s, data_end, last, &span)
         if kind == SPAN_GOOD:

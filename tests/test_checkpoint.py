@@ -231,6 +231,29 @@ class CheckpointTest(CheckpointCase):
         self.assertRaises(kvcore.CorruptionError, store.get, b"key07")
         self.assertEqual(store.get(b"key08"), b"value08")
 
+    def test_damage_right_behind_a_checkpoint_hides_what_it_hides_without_one(self):
+        """The version of a record of which only a part was written looks older than those before it."""
+        files = HandFiles()
+        files.now = 1_800_000_000_000
+        store = self.open(files=files)
+        for value in (b"old", b"older"):  # the second one with a mark before it
+            store.put(b"key", value)
+            store.checkpoint()
+        store.put(b"key", b"new")
+        store.put(b"other", b"1")
+        directory = self.killed(store)
+        with open(os.path.join(directory, "0000000001.seg"), "r+b") as segment:
+            segment.seek(segment.read().index(b"keynew") - 20)
+            segment.write(bytes(11))
+        for checkpoint in (True, False):
+            opened = kvcore.open(directory, files=files)
+            self.assertEqual(opened.recovery["checkpoint"], checkpoint)
+            self.assertRaises(kvcore.CorruptionError, opened.get, b"key")
+            self.assertEqual(opened.get(b"other"), b"1")
+            opened.close()
+            os.unlink(os.path.join(directory, "index.ckpt"))
+        shutil.rmtree(directory)
+
     def test_torn_tail_behind_a_checkpoint_is_cut(self):
         store = self.open()
         store.put(b"a", b"1")
