@@ -16,10 +16,10 @@ Limits: a file has at most 128 MiB. Reading a mapping beyond the end of its file
 Thread: any; each call holds the GIL.
 """
 cimport cython
-from libc.errno cimport EAGAIN, EBADF, EEXIST, EFBIG, EISDIR, ENOENT, ENOMEM, ENOTDIR, ENOTEMPTY
+from libc.errno cimport EAGAIN, EBADF, EEXIST, EFBIG, EINVAL, EISDIR, ENOENT, ENOMEM, ENOTDIR, ENOTEMPTY
 from libc.stdint cimport int64_t, uint64_t
 from libc.stdlib cimport malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CREAT, O_EXCL, O_TRUNC
 
 from kvcore.crashnode cimport LARGEST, Node, node_changed, node_copy, node_directory, node_file, node_parts, node_resize
@@ -69,6 +69,7 @@ cdef class CrashFiles(Files):
     cdef dict changes               # path of a directory to a list of (path removed, path set or None, Node)
     cdef dict open_files            # descriptor to Node
     cdef dict mappings              # address to Node
+    cdef dict zeroing               # queue to (Node, offset, bytes)
     cdef int last_fd
     cdef list faults                # of [call, calls until then, errno or SHORT, forever]
     cdef bint drops                 # does a sync that fails now lose what it should have put on the disk?
@@ -92,6 +93,9 @@ cdef class CrashFiles(Files):
         self.call.rmdir = crash_rmdir
         self.call.ftruncate = crash_ftruncate
         self.call.fallocate = crash_fallocate
+        self.call.zero = crash_zero
+        self.call.zeroed = crash_zeroed
+        self.call.zero_end = crash_zero_end
         self.call.size = crash_size
         self.call.map = crash_map
         self.call.window = crash_window
@@ -109,6 +113,7 @@ cdef class CrashFiles(Files):
         self.changes = {}
         self.open_files = {}
         self.mappings = {}
+        self.zeroing = {}
         self.last_fd = FIRST_FD
         self.faults = []
         self.calls = {}
@@ -371,7 +376,35 @@ cdef class CrashFiles(Files):
             return -EFBIG
         if not at_least or size > node.size:
             node_resize(node, size)
+        if not at_least:
+            # As in the kernel they are over before it cuts: what is left of them was zeros already.
+            self.zeroing = {queue: (None if at is node else at, *rest) for queue, (at, *rest) in self.zeroing.items()}
         return 0
+
+    # They are written when somebody waits for them, as late as that, over whatever is there.
+    cdef int zero_file(self, int fd, uint64_t offset, uint64_t n, uint64_t* queue) noexcept:
+        cdef Node node = self.open_files.get(fd)
+        cdef int said = self.enter("zero", True)
+        if said < 0 or node is None:
+            return min(said, -EBADF if node is None else 0)
+        if offset % PAGE or n % PAGE or n > node.size or offset > node.size - n or queue[0] in self.zeroing:
+            return -EINVAL
+        if queue[0] == 0:
+            self.last_fd += 1
+            queue[0] = self.last_fd
+        self.zeroing[queue[0]] = (node, offset, n)
+        return 0
+
+    cdef int zeros_are_over(self, uint64_t queue) noexcept:
+        cdef Node node
+        cdef int said = self.enter("zeroed", False)
+        if queue not in self.zeroing:
+            return -EINVAL
+        node, offset, n = self.zeroing.pop(queue)
+        if node is not None:
+            memset(node.data + <uint64_t>offset, 0, n)
+            node.changes.append((offset, bytes(n)))
+        return min(said, 0)
 
     cdef int is_file_at(self, int fd, bytes path) noexcept:
         cdef Node node = self.open_files.get(fd)
@@ -486,6 +519,21 @@ cdef int crash_ftruncate(void* ctx, int fd, uint64_t size) noexcept nogil:
 cdef int crash_fallocate(void* ctx, int fd, uint64_t offset, uint64_t n) noexcept nogil:
     with gil:
         return (<CrashFiles>ctx).set_size("fallocate", fd, offset + n, True)
+
+
+cdef int crash_zero(void* ctx, int fd, uint64_t offset, uint64_t n, uint64_t* queue) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).zero_file(fd, offset, n, queue)
+
+
+cdef int crash_zeroed(void* ctx, uint64_t queue) noexcept nogil:
+    with gil:
+        return (<CrashFiles>ctx).zeros_are_over(queue)
+
+
+cdef void crash_zero_end(void* ctx, uint64_t queue) noexcept nogil:
+    with gil:
+        (<CrashFiles>ctx).zeros_are_over(queue)
 
 
 cdef int64_t crash_size(void* ctx, int fd) noexcept nogil:

@@ -24,6 +24,14 @@ cdef struct FileTable:
     int (*ftruncate)(void* ctx, int fd, uint64_t size) noexcept nogil
     # Take disk space ahead: the file grows by zeros to offset + n.
     int (*fallocate)(void* ctx, int fd, uint64_t offset, uint64_t n) noexcept nogil
+    # Begin to write n bytes of zeros within the file's present size, past the kernel's memory of it and without waiting.
+    # Offset and n: multiples of 4096, n at most 128 KiB; fd was opened with O_DIRECT. *queue: 0 at first; one write at a
+    # time. 0, or -errno: nothing is begun.
+    int (*zero)(void* ctx, int fd, uint64_t offset, uint64_t n, uint64_t* queue) noexcept nogil
+    # Wait until that is over. 0 or -errno.
+    int (*zeroed)(void* ctx, uint64_t queue) noexcept nogil
+    # Let the queue go, when what is under way is over.
+    void (*zero_end)(void* ctx, uint64_t queue) noexcept nogil
     int64_t (*size)(void* ctx, int fd) noexcept nogil
     # Map n bytes for reading; they may lie beyond the end of the file as long as nobody touches them. NULL: refused.
     const uint8_t* (*map)(void* ctx, int fd, size_t n) noexcept nogil

@@ -1,8 +1,9 @@
 import os
 
-from libc.errno cimport EINTR, EIO, ENOENT, ENOMEM, errno
+from libc.errno cimport EINTR, EIO, ENOENT, ENOMEM, EOPNOTSUPP, errno
+from libc.stdint cimport uint16_t, uint32_t
 from libc.stdlib cimport free, realloc
-from libc.string cimport memcpy, strlen
+from libc.string cimport memcpy, memset, strlen
 from posix.fcntl cimport O_CLOEXEC, O_CREAT, O_DIRECTORY, O_RDONLY, O_TRUNC, O_WRONLY
 from posix.stat cimport fstat, mkdir, stat, struct_stat
 from posix.time cimport CLOCK_REALTIME_COARSE, clock_gettime, timespec
@@ -45,6 +46,8 @@ cdef extern from "<sys/mman.h>" nogil:
     enum: MADV_WILLNEED
     enum: PROT_READ
     enum: PROT_WRITE
+    enum: MAP_ANONYMOUS
+    enum: MAP_PRIVATE
     enum: MAP_SHARED
     void* MAP_FAILED
 
@@ -58,10 +61,45 @@ cdef extern from "<dirent.h>" nogil:
     int closedir(DIR* handle)
 
 
+# The kernel's own asynchronous writes: glibc's aio_write() is a thread.
+cdef extern from *:
+    """
+    #include <linux/aio_abi.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    static inline int kv_io_setup(unsigned n, aio_context_t* queue) { return (int)syscall(SYS_io_setup, n, queue); }
+    static inline int kv_io_destroy(aio_context_t queue) { return (int)syscall(SYS_io_destroy, queue); }
+    static inline int kv_io_submit(aio_context_t queue, long n, struct iocb** what) {
+        return (int)syscall(SYS_io_submit, queue, n, what);
+    }
+    static inline int kv_io_getevents(aio_context_t queue, long least, long n, struct io_event* events, void* timeout) {
+        return (int)syscall(SYS_io_getevents, queue, least, n, events, timeout);
+    }
+    """
+    ctypedef unsigned long aio_context_t
+    enum: IOCB_CMD_PWRITE
+    struct iocb:
+        uint64_t aio_buf
+        uint64_t aio_nbytes
+        uint64_t aio_offset
+        uint32_t aio_fildes
+        uint16_t aio_lio_opcode
+    struct io_event:
+        int64_t res
+    int kv_io_setup(unsigned int n, aio_context_t* queue) nogil
+    int kv_io_destroy(aio_context_t queue) nogil
+    int kv_io_submit(aio_context_t queue, long n, iocb** what) nogil
+    int kv_io_getevents(aio_context_t queue, long least, long n, io_event* events, timespec* timeout) nogil
+
+
 cdef enum:
     PAGES = 256                 # pages asked after at a time
+    ZEROS = 1 << 17             # bytes of zeros written at a time, at most
 
 cdef size_t PAGE = sysconf(_SC_PAGESIZE)
+
+# Where nobody writes there is only the kernel's one page of zeros: this takes no memory.
+cdef void* zeros = mmap(NULL, ZEROS, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
 
 
 cdef inline int failed(int result) noexcept nogil:
@@ -134,6 +172,37 @@ cdef int posix_ftruncate(void* ctx, int fd, uint64_t size) noexcept nogil:
 cdef int posix_fallocate(void* ctx, int fd, uint64_t offset, uint64_t n) noexcept nogil:
     # Not posix_fallocate(3): where the file system cannot, that one writes zeros.
     return failed(fallocate(fd, 0, offset, n))
+
+
+cdef int posix_zero(void* ctx, int fd, uint64_t offset, uint64_t n, uint64_t* queue) noexcept nogil:
+    cdef aio_context_t made = queue[0]
+    cdef iocb what
+    cdef iocb* first = &what
+    if n > ZEROS or zeros == MAP_FAILED:
+        return -EOPNOTSUPP
+    if made == 0 and kv_io_setup(1, &made) < 0:
+        return -errno
+    queue[0] = made
+    memset(&what, 0, sizeof(what))
+    what.aio_lio_opcode = IOCB_CMD_PWRITE
+    what.aio_fildes = fd
+    what.aio_buf = <size_t>zeros
+    what.aio_nbytes = n
+    what.aio_offset = offset
+    return -errno if kv_io_submit(made, 1, &first) < 0 else 0
+
+
+cdef int posix_zeroed(void* ctx, uint64_t queue) noexcept nogil:
+    cdef io_event event
+    while kv_io_getevents(queue, 1, 1, &event, NULL) < 0:
+        if errno != EINTR:
+            return -errno
+    # Of less than all of it nothing is known.
+    return <int>min(event.res, 0)
+
+
+cdef void posix_zero_end(void* ctx, uint64_t queue) noexcept nogil:
+    kv_io_destroy(queue)        # this waits
 
 
 cdef int64_t posix_size(void* ctx, int fd) noexcept nogil:
@@ -261,6 +330,9 @@ cdef class Files:
         self.call.rmdir = posix_rmdir
         self.call.ftruncate = posix_ftruncate
         self.call.fallocate = posix_fallocate
+        self.call.zero = posix_zero
+        self.call.zeroed = posix_zeroed
+        self.call.zero_end = posix_zero_end
         self.call.size = posix_size
         self.call.map = posix_map
         self.call.unmap = posix_unmap

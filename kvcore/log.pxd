@@ -12,6 +12,7 @@ Thread: the owner's alone, except the run() of jobs.
 """
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 
+from kvcore.ahead cimport Ahead
 from kvcore.bytebuf cimport ByteBuf
 from kvcore.files cimport Files
 from kvcore.record cimport Record
@@ -55,8 +56,8 @@ cdef class Log:
     cdef int64_t marked_at              # clock, and flushed_total, at the last mark
     cdef uint64_t marked_total
     cdef bint mark_due
-    cdef bint no_fallocate
     cdef bint synced_each               # a sync follows each flush: space is taken ahead in the way that shortens it
+    cdef Ahead ahead
     cdef uint64_t reserve               # bytes of the reserve on the disk
     cdef bint short_of_space            # some was given up, or could not be had: what is left is for making room
     cdef int64_t reserve_tried_at       # clock

@@ -2,11 +2,12 @@ import os
 import threading
 
 cimport cython
-from libc.errno cimport EDQUOT, EFBIG, EINVAL, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC, ENOSYS, EOPNOTSUPP
-from libc.string cimport memcpy
+from libc.errno cimport EDQUOT, EFBIG, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC
+from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CREAT, O_RDWR
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from kvcore.ahead cimport ahead_close, ahead_meet, ahead_reserve, ahead_zero
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.files cimport files_check, files_cut, files_open, files_replace, files_write
 from kvcore.order cimport order_make, order_settle, order_start
@@ -28,11 +29,6 @@ cdef extern from "guard.h" nogil:
 
 cdef enum:
     BUFFER_KEPT = 4 << 20           # bytes of room the buffer keeps between flushes
-    STEP_LARGEST = 1 << 20          # bytes of disk space taken ahead at a time: a fraction of a millisecond
-    STEP_ZEROS = 1 << 17            # and as zeros, which a sync that somebody waits for has to write
-    PIECE = 1 << 14                 # of that written at a time
-    STEP_SMALLEST = 512
-    AHEAD = 64                      # at most one part in so many of what was written
     PAGE = 4096
     STORED = 1 << 10                # bytes up to which a flush goes through the window: beyond, a system call costs less
     MARK_BYTES = 1 << 20            # at most one mark a MiB ...
@@ -42,7 +38,6 @@ cdef enum:
     RESERVE_MS = 1000               # between looks whether there is space again
 
 RESERVE_NAME = b"RESERVE"
-cdef uint8_t[PIECE] zeros
 
 NO_SPACE = (ENOSPC, EDQUOT, EFBIG)
 # What is not the disk's fault and passes: nothing is lost by trying again.
@@ -69,7 +64,7 @@ cdef uint64_t log_next_version(Log log) noexcept:
 
 cdef int log_append(Log log, Record* r, Location* at) except -1:
     cdef size_t size = record_size(r.key.len, r.value.len, r.expires_at != 0)
-    cdef uint8_t* dst = bytebuf_reserve(log.buf, size)
+    cdef uint8_t* dst = bytebuf_reserve(log.buf, size + PAGE)       # a flush may add zeros up to the end of a page
     r.version = log_next_version(log)
     record_encode(dst, r, log.active.seed)
     at.segment = log.active_slot
@@ -130,41 +125,15 @@ cdef int log_break(Log log, str reason) except -1:
     return 0
 
 
-# Take disk space ahead, so that most syncs need not also make the file's new length durable.
-cdef void take_ahead(Log log, uint64_t end) noexcept:
-    cdef uint64_t largest = STEP_ZEROS if log.synced_each else STEP_LARGEST
-    cdef uint64_t step = min(largest, log.flushed_total // AHEAD) & ~<uint64_t>(STEP_SMALLEST - 1)
-    cdef uint64_t target = min(end + step, max(log.segment_size, end))
-    cdef int result
-    if step == 0 or end <= log.active.allocated:
-        return
-    if log.synced_each:
-        result = write_zeros(log, target)
-    elif log.no_fallocate:
-        return
-    else:
-        result = log.files.call.fallocate(
-            log.files.ctx, log.active.fd, log.active.allocated, target - log.active.allocated)
-    if result == 0:
-        log.active.allocated = target
-    elif result in (-EOPNOTSUPP, -ENOSYS, -EINVAL):
-        log.no_fallocate = True
-    # Any other refusal (no space for the step) is no loss: the write itself decides.
-
-
-# The longer way of taking space: the file system has nothing left to note about these blocks when they are written again. A
-# little at a time, for on some file systems that is then what a sync writes when a record in it has come.
-cdef int write_zeros(Log log, uint64_t end) noexcept:
-    cdef uint64_t start = log.active.allocated
-    cdef size_t n
-    cdef int result = 0
-    while start < end and result == 0:
-        n = min(end - start, sizeof(zeros))
-        result = files_write(log.files, log.active.fd, zeros, n, start)
-        start += n
-    if result < 0:
-        log.files.call.ftruncate(log.files.ctx, log.active.fd, log.active.allocated)
-    return result
+# See to the space for a flush up to `end`. Up to where it is to be written.
+cdef uint64_t take_ahead(Log log, uint64_t end) noexcept:
+    cdef uint64_t written
+    if not log.synced_each or not log.ahead.zeros:
+        ahead_reserve(log.ahead, log.active, end, log.flushed_total, log.segment_size)
+        return end
+    written = ahead_meet(log.ahead, log.active, end)
+    memset(log.buf.data + log.buf.len, 0, written - end)
+    return written
 
 
 # Write the buffer into space taken ahead, if it is small and there is some. False: it is still to be written. Who is the
@@ -230,14 +199,15 @@ cdef int log_check_space(Log log) except -1:
 cdef int log_flush(Log log) except -1:
     cdef Segment active = log.active
     cdef uint64_t end = active.flushed + log.buf.len
+    cdef size_t n
     cdef int result = 0, cut
     if log.buf.len == 0:
         return 0
     log_check_writable(log)
     segment_map(active, end)
-    take_ahead(log, end)
+    n = take_ahead(log, end) - active.flushed
     if not store_ahead(log, end):
-        result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
+        result = files_write(log.files, active.fd, log.buf.data, n, active.flushed)
     if result < 0 and -result in NO_SPACE and log.buf_dead == log.buf.len and log_give_up_reserve(log, RESERVE_LAST):
         # All of it makes room: tombstones.
         result = files_write(log.files, active.fd, log.buf.data, log.buf.len, active.flushed)
@@ -426,7 +396,7 @@ cdef class SyncJob(Job):
 
     cdef int settle(self) except -1:
         cdef Segment segment
-        cdef uint64_t end
+        cdef uint64_t end, covered = 0
         if self.result < 0:
             segment, _ = self.items[self.failed]
             try:
@@ -436,11 +406,14 @@ cdef class SyncJob(Job):
         for segment, end in self.items:
             segment_unpin(segment)
             if self.error is None:
+                covered = end - min(segment.synced, end)
                 segment.synced = max(segment.synced, end)
         if self.error is not None:
             log_break(self.log, str(self.error))
             raise ReadOnlyError(self.log.broken)
         segment, end = self.items[len(self.items) - 1]
+        if self.log.synced_each and segment is self.log.active:
+            ahead_zero(self.log.ahead, segment, covered, self.log.flushed_total, self.log.segment_size)
         if (segment.id, end) >= (self.log.synced_id, self.log.synced_offset):
             self.log.synced_id = segment.id
             self.log.synced_offset = <uint32_t>end
@@ -589,6 +562,8 @@ cdef int log_give_back(Log log) except -1:
 
 
 cdef void log_let_go(Log log) noexcept:
+    if log.ahead is not None:
+        ahead_close(log.ahead)
     if log.lock_fd >= 0:
         log.files.call.close(log.files.ctx, log.lock_fd)
         log.lock_fd = -1

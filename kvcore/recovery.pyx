@@ -7,6 +7,7 @@ from libc.stdint cimport int64_t, uint32_t
 from libc.string cimport memset
 from posix.fcntl cimport O_CREAT, O_RDONLY, O_RDWR
 
+from kvcore.ahead cimport ahead_new
 from kvcore.bytebuf cimport ByteBuf, bytebuf_reserve
 from kvcore.checkpoint cimport checkpoint_covered, checkpoint_load
 from kvcore.expiry cimport Deadlines
@@ -178,6 +179,7 @@ cdef int open_log(Recovered result, Files files, bytes path, uint64_t segment_si
     log.segment_size = segment_size
     log.executor = executor
     log.buf = ByteBuf()
+    log.ahead = ahead_new(files)
     log.segments = []
     log.full = []
     log.store_id, log.hash_secret, log.next_id, lines = read_manifest(files, path)

@@ -1,4 +1,6 @@
 """C functions of the engine, within reach of the tests. Built in place only, never shipped."""
+import os
+
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_discard
 from kvcore.files cimport Files, FileTable
 from kvcore.hashindex cimport Entry, HashIndex, index_bytes, index_first, index_hash, index_insert, index_next, index_remove
@@ -251,6 +253,25 @@ cdef int hooked_lock(void* ctx, int fd) noexcept nogil:
         return <int>said if said <= 0 else (<HookedFiles>ctx).real.lock(ctx, fd)
 
 
+cdef ssize_t noted_pwrite(void* ctx, int fd, const void* src, size_t n, uint64_t offset) noexcept nogil:
+    with gil:
+        (<WrittenFiles>ctx).written.append((os.readlink(f"/proc/self/fd/{fd}"), offset, n))
+    return (<WrittenFiles>ctx).real.pwrite(ctx, fd, src, n, offset)
+
+
+cdef class WrittenFiles(Files):
+    """The POSIX file table; `written`: (path, offset, bytes) of each pwrite."""
+
+    cdef FileTable real
+    cdef readonly list written
+
+    def __cinit__(self):
+        self.written = []
+        self.real = self.call
+        self.ctx = <void*>self
+        self.call.pwrite = noted_pwrite
+
+
 cdef class ColdFiles(Files):
     """A file table that says which mapped pages are in memory: none after chill(), then those that were fetched; after
     warm() all.
@@ -345,6 +366,17 @@ cdef class Calls:
 
     def ftruncate(self, int fd, uint64_t size):
         return self.files.call.ftruncate(self.files.ctx, fd, size)
+
+    def zero(self, int fd, uint64_t offset, uint64_t n, uint64_t queue):
+        """The result, and the queue."""
+        result = self.files.call.zero(self.files.ctx, fd, offset, n, &queue)
+        return result, queue
+
+    def zeroed(self, uint64_t queue):
+        return self.files.call.zeroed(self.files.ctx, queue)
+
+    def zero_end(self, uint64_t queue):
+        self.files.call.zero_end(self.files.ctx, queue)
 
     def fallocate(self, int fd, uint64_t offset, uint64_t n):
         return self.files.call.fallocate(self.files.ctx, fd, offset, n)

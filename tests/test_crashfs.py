@@ -84,6 +84,36 @@ class LikeTheKernelTest(SynchronousTestCase):
             self.assertEqual(calls.pread(fd, 40, 4085), bytes(5) + b"one" * 10 + bytes(5))
             calls.close(fd)
 
+    def test_zeros_are_written(self):
+        for files, top in self.tables:
+            calls = Calls(files)
+            fd = calls.open(top + b"/a", CREATE)
+            calls.pwrite(fd, b"1" * 20_000, 0)
+            calls.close(fd)
+            fd = calls.open(top + b"/a", os.O_RDWR | os.O_DIRECT)
+            queue = 0
+            for offset in (4096, 8192):
+                result, queue = calls.zero(fd, offset, 4096, queue)
+                self.assertEqual(result, 0)
+                self.assertEqual(calls.zeroed(queue), 0)
+            calls.zero_end(queue)
+            calls.close(fd)
+            fd = calls.open(top + b"/a", os.O_RDWR)
+            self.assertEqual(calls.pread(fd, 20_000, 0), b"1" * 4096 + bytes(8192) + b"1" * (20_000 - 12_288))
+            calls.close(fd)
+
+    def test_zeros_that_are_refused(self):
+        for calls in (self.kernel, self.memory):
+            self.assertEqual(calls.zero(-1, 0, 4096, 0)[0], -errno.EBADF)
+
+    def test_zeros_come_as_late_as_they_may(self):
+        fd = self.memory.open(b"/a", CREATE)
+        self.memory.pwrite(fd, b"1" * 8192, 0)
+        _, queue = self.memory.zero(fd, 4096, 4096, 0)
+        self.assertEqual(self.memory.pread(fd, 1, 4096), b"1")
+        self.assertEqual(self.memory.zeroed(queue), 0)
+        self.assertEqual(self.memory.pread(fd, 1, 4096), b"\0")
+
     def test_store_beyond_the_end_of_the_file(self):
         fd = self.kernel.open(self.tables[0][1] + b"/a", CREATE)
         self.kernel.fallocate(fd, 0, 100)

@@ -12,9 +12,8 @@ from twisted.python.failure import Failure
 
 import kvcore
 from kvcore import worker
-from kvcore.crashfs import CrashFiles
 from tests.probe import BadBlocks, HandFiles, HookedFiles
-from tests.support import StoreCase, at_once
+from tests.support import StoreCase
 from tests.test_protocol import ConnectionCase
 from tests.test_recovery import SMALL
 from tests.test_session import SessionCase
@@ -117,29 +116,6 @@ class FailedWriteTest(FaultCase):
             self.assertEqual(self.calls.count(("fallocate", "0000000001.seg")) > 1, code == errno.EIO)
             self.assertEqual((store.state, len(store)), ("ok", 8))
             store.close()
-
-    def test_with_always_space_is_taken_by_writing_zeros(self):
-        """Reserved blocks would make the file system note something at each sync."""
-        files = CrashFiles()
-        store = kvcore.open("/store", fsync="always", files=files, executor=at_once)
-        reserved = files.calls["fallocate"]
-        for i in range(100):
-            store.put(b"k%d" % i, b"v" * 1000)
-        content = files.read(b"/store/0000000001.seg")
-        self.assertEqual(files.calls["fallocate"], reserved)
-        self.assertNotIn("store", files.calls)  # after a sync each page costs a fault
-        self.assertGreater(len(content), len(content.rstrip(b"\0")) + 512)
-        self.assertLess(len(content), 103_000 * 66 / 64)
-        files.fail("pwrite", 1, errno.ENOSPC)  # the zeros
-        put = 100
-        while files.calls["ftruncate"] == 1 and put < 1000:
-            store.put(b"k%d" % put, b"v" * 1000)
-            put += 1
-        store.close()
-        self.assertFalse(files.read(b"/store/0000000001.seg").endswith(b"\0"))
-        store = kvcore.open("/store", files=files, executor=at_once)
-        self.assertEqual(len(store), put)
-        store.close()
 
 
 class SequenceTest(FaultCase):
