@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from twisted.trial.unittest import SynchronousTestCase
 
 from kvnet.bench import run
+from kvnet.bench.loadgen import Loop
 from kvnet.bench.mix import MIXES, fixed
 from kvnet.bench.workload import Workload
 from kvnet.cli import main
@@ -196,6 +197,23 @@ class FakeServerTest(BenchCase):
             code, output = self.bench(f"--port={server.port}", *SMALL, f"--threads={threads}")
             self.assertEqual((code, output.count("\n")), (1, 1), output)
             self.assertRegex(output, rf"\Akvstore: localhost:{server.port} (closed the connection|failed: )")
+
+    def test_last_reply_and_the_end_in_one_segment(self):
+        with socket.create_server(("127.0.0.1", 0)) as port:
+            client = socket.create_connection(port.getsockname())
+            server, _ = port.accept()
+        self.addCleanup(client.close)
+        self.addCleanup(server.close)
+        client.setblocking(False)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+        loop = Loop(Workload(10, fixed(16, 10), "uniform"), "text", [client.fileno()], 1, duration=60)
+        thread = threading.Thread(target=loop.run)
+        thread.start()
+        server.recv(1000)
+        server.send(b"success\r")
+        server.shutdown(socket.SHUT_WR)
+        thread.join()
+        self.assertEqual((loop.failure, loop.answered), ("closed the connection", 1))
 
     def test_one_connection_that_is_closed(self):
         server = self.fake("text", lambda number, *command: b"" if number == 100 else None)

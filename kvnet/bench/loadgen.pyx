@@ -21,7 +21,7 @@ from posix.unistd cimport close
 
 import os
 
-from kvcore.types cimport uint8_t
+from kvcore.types cimport Slice, uint8_t
 
 from kvnet.bench.histogram cimport Counts, Histogram, counts_add
 from kvnet.bench.wire cimport (
@@ -33,8 +33,10 @@ from kvnet.bench.wire import PROTOCOLS
 
 
 cdef extern from "<sys/epoll.h>" nogil:
+    enum: EPOLLET
     enum: EPOLLIN
     enum: EPOLLOUT
+    enum: EPOLLRDHUP
     enum: EPOLL_CTL_ADD
     enum: EPOLL_CTL_MOD
     enum: EPOLL_CLOEXEC
@@ -59,6 +61,9 @@ cdef extern from "<sys/socket.h>" nogil:
     ssize_t recv(int fd, void* buffer, size_t n, int flags)
     ssize_t send(int fd, const void* buffer, size_t n, int flags)
 
+cdef extern from *:
+    void __builtin_prefetch(const void* address) nogil
+
 
 cdef enum:
     INPUT = 262144              # bytes of one receive
@@ -66,6 +71,8 @@ cdef enum:
     EVENTS = 256
     TICK = 100                  # ms until a stop is noticed
     SAMPLES = 4                 # errors and wrong values that are kept, of each kind
+    LINE = 64                   # bytes of a line of the cache
+    LINES = 8                   # of a value that are fetched into it ahead, at most
 
 cdef uint64_t SECOND = 1_000_000_000
 cdef uint64_t PATIENCE = 30 * SECOND    # for a server that does not answer at all
@@ -90,6 +97,8 @@ cdef struct Connection:
     bint blocked                # the socket was full: EPOLLOUT is asked for
     uint32_t first              # in the ring: the oldest command under way
     uint32_t flying             # how many are
+    bint chosen                 # the next command is: `next`
+    Pending next
     Pending* ring               # of `pipeline` places
     Reply reply
     uint8_t* out                # commands: the bytes from `sent` to `end` are to be sent
@@ -285,11 +294,17 @@ cdef int fail(Loop l, Failure failure, int system_error) noexcept nogil:
 
 
 cdef int watch(Loop l, int operation, int fd, uint32_t name, uint32_t events) noexcept nogil:
-    """Have epoll tell of `events` on fd, as `name`."""
+    """Have epoll tell when `events` come to be on fd, as `name`; those that are there already, too."""
     cdef epoll_event event
-    event.events = events
+    event.events = events | <uint32_t>EPOLLET
     event.data.u32 = name
     return 0 if epoll_ctl(l.epoll, operation, fd, &event) == 0 else fail(l, SYSTEM, errno)
+
+
+cdef int listen(Loop l, int operation, Connection* c) noexcept nogil:
+    """Have it tell of a connection."""
+    cdef uint32_t events = EPOLLIN | EPOLLRDHUP | (EPOLLOUT if c.blocked else 0)
+    return watch(l, operation, c.fd, <uint32_t>(c - l.connections), events)
 
 
 cdef int flush(Loop l, Connection* c) noexcept nogil:
@@ -305,13 +320,13 @@ cdef int flush(Loop l, Connection* c) noexcept nogil:
             if c.blocked:
                 return 0
             c.blocked = True
-            return watch(l, EPOLL_CTL_MOD, c.fd, <uint32_t>(c - l.connections), EPOLLIN | EPOLLOUT)
+            return listen(l, EPOLL_CTL_MOD, c)
         c.sent += n
         l.sent_bytes += n
     c.sent = c.end = 0
     if c.blocked:
         c.blocked = False
-        return watch(l, EPOLL_CTL_MOD, c.fd, <uint32_t>(c - l.connections), EPOLLIN)
+        return listen(l, EPOLL_CTL_MOD, c)
     return 0
 
 
@@ -335,13 +350,41 @@ cdef int make_room(Loop l, Connection* c, size_t n) noexcept nogil:
     return 0
 
 
+cdef void choose(Loop l, Pending* p) noexcept nogil:
+    """What the next command is."""
+    p.operation = READ if l.only_reads or random_next(&l.random) < l.read_limit else WRITE
+    p.number = number_of(l.workload, l.first_rank + l.issued) if l.in_turn else pick(l.workload, &l.random)
+
+
+cdef void fetch(Loop l, const Pending* p) noexcept nogil:
+    """Have the beginning of a value loaded into the cache."""
+    cdef Slice value = value_of(l.workload, p.number)
+    cdef size_t i
+    for i in range(min(value.len // LINE + 1, <size_t>LINES)):
+        __builtin_prefetch(value.ptr + i * LINE)
+
+
+cdef void foresee(Loop l, Connection* c) noexcept nogil:
+    """Load what the next command and the next reply need while the kernel is asked for that reply."""
+    if c.flying and c.ring[c.first].operation == READ:
+        fetch(l, &c.ring[c.first])
+    if not l.in_turn and not c.chosen:
+        c.chosen = True
+        choose(l, &c.next)
+        if c.next.operation == WRITE:
+            fetch(l, &c.next)
+
+
 cdef int make_command(Loop l, Connection* c) noexcept nogil:
     """Put the next command behind the others of a connection."""
     cdef uint32_t place = c.first + c.flying
     cdef Pending* p = &c.ring[place if place < l.pipeline else place - l.pipeline]
     cdef size_t longest
-    p.operation = READ if l.only_reads or random_next(&l.random) < l.read_limit else WRITE
-    p.number = number_of(l.workload, l.first_rank + l.issued) if l.in_turn else pick(l.workload, &l.random)
+    if c.chosen:
+        p[0] = c.next
+        c.chosen = False
+    else:
+        choose(l, p)
     longest = COMMAND_ROOM + l.workload.longest_key + (l.workload.longest_value if p.operation == WRITE else 0)
     if make_room(l, c, longest) < 0:
         return -1
@@ -427,6 +470,8 @@ cdef int receive(Loop l, Connection* c) noexcept nogil:
         if n == 0:
             return fail(l, CLOSED, 0)
         return 0 if errno == EAGAIN or errno == EINTR else fail(l, SYSTEM, errno)
+    if n == INPUT and listen(l, EPOLL_CTL_MOD, c) < 0:
+        return -1                       # there may be more
     l.now = l.heard = clock()
     l.received_bytes += n
     while i < <size_t>n:
@@ -475,7 +520,7 @@ cdef int release(Loop l) noexcept nogil:
 cdef int start(Loop l) noexcept nogil:
     cdef uint32_t i
     for i in range(l.count):
-        if watch(l, EPOLL_CTL_ADD, l.connections[i].fd, i, EPOLLIN) < 0:
+        if listen(l, EPOLL_CTL_ADD, &l.connections[i]) < 0:
             return -1
     l.begun = l.now = l.ended = clock()
     if l.step:
@@ -499,8 +544,10 @@ cdef int turn(Loop l) noexcept nogil:
         c = &l.connections[events[i].data.u32]
         if events[i].events & EPOLLOUT and flush(l, c) < 0:
             return -1
-        if events[i].events & ~<uint32_t>EPOLLOUT and receive(l, c) < 0:
-            return -1
+        if events[i].events & ~<uint32_t>EPOLLOUT:
+            foresee(l, c)
+            if receive(l, c) < 0 or (events[i].events & EPOLLRDHUP and listen(l, EPOLL_CTL_MOD, c) < 0):
+                return -1
         if pump(l, c) < 0:
             return -1
     l.now = clock()
