@@ -15,6 +15,10 @@ from kvcore.files cimport Files
 from kvcore.segment cimport Segment
 
 
+cdef enum:
+    PAGE = 4096                     # what direct writes are aligned to, and the kernel reads at a time
+
+
 cdef class Ahead:
     cdef Files files
     cdef bint refused               # the file system cannot take space
@@ -35,9 +39,9 @@ cdef void ahead_reserve(Ahead a, Segment s, uint64_t end, uint64_t total, uint64
 # what is taken at a time, that is of no use for the next.
 cdef void ahead_zero(Ahead a, Segment s, uint64_t synced, uint64_t total, uint64_t most) noexcept
 
-# Make sure that a flush up to `end` meets no zeros that are under way. Returns where it has to end, itself with zeros: of a
-# page that is written in part the rest would have to be read from the disk before.
+# Make sure that a flush up to `end` meets no zeros that are under way. Returns where it has to end, itself with less than a
+# PAGE of zeros: of a page that is written in part the rest would have to be read from the disk before.
 cdef uint64_t ahead_meet(Ahead a, Segment s, uint64_t end) noexcept
 
-# Wait for what is under way, and give the descriptor back.
+# Wait for what is under way, and give the descriptor back. The log's duty, also when it is only freed.
 cdef void ahead_close(Ahead a) noexcept

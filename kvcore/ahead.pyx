@@ -12,19 +12,15 @@ cdef enum:
     STEP_ZEROS = 1 << 17            # and written: about as long as a sync takes
     STEP_SMALLEST = 512
     PART = 64                       # at most one part in so many of what was written; but for two pages
-    PAGE = 4096                     # what direct writes are aligned to, and the kernel reads at a time
 
 
-@cython.no_gc_clear                 # __dealloc__ needs the file table
+@cython.no_gc_clear                 # the log closes it when it is freed itself
 cdef class Ahead:
     """Space ahead of one log."""
 
     def __cinit__(self):
         self.zeros = True
         self.fd = -1
-
-    def __dealloc__(self):
-        ahead_close(self)
 
 
 cdef Ahead ahead_new(Files files):

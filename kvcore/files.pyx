@@ -72,8 +72,8 @@ cdef extern from *:
     static inline int kv_io_submit(aio_context_t queue, long n, struct iocb** what) {
         return (int)syscall(SYS_io_submit, queue, n, what);
     }
-    static inline int kv_io_getevents(aio_context_t queue, long least, long n, struct io_event* events, void* timeout) {
-        return (int)syscall(SYS_io_getevents, queue, least, n, events, timeout);
+    static inline int kv_io_wait(aio_context_t queue, struct io_event* event) {
+        return (int)syscall(SYS_io_getevents, queue, 1, 1, event, NULL);
     }
     """
     ctypedef unsigned long aio_context_t
@@ -89,7 +89,7 @@ cdef extern from *:
     int kv_io_setup(unsigned int n, aio_context_t* queue) nogil
     int kv_io_destroy(aio_context_t queue) nogil
     int kv_io_submit(aio_context_t queue, long n, iocb** what) nogil
-    int kv_io_getevents(aio_context_t queue, long least, long n, io_event* events, timespec* timeout) nogil
+    int kv_io_wait(aio_context_t queue, io_event* event) nogil
 
 
 cdef enum:
@@ -194,10 +194,10 @@ cdef int posix_zero(void* ctx, int fd, uint64_t offset, uint64_t n, uint64_t* qu
 
 cdef int posix_zeroed(void* ctx, uint64_t queue) noexcept nogil:
     cdef io_event event
-    while kv_io_getevents(queue, 1, 1, &event, NULL) < 0:
+    while kv_io_wait(queue, &event) < 0:
         if errno != EINTR:
             return -errno
-    # Of less than all of it nothing is known.
+    # Less than all of it is no error: the rest is space that is only reserved.
     return <int>min(event.res, 0)
 
 

@@ -7,7 +7,7 @@ from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CREAT, O_RDWR
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
-from kvcore.ahead cimport ahead_close, ahead_meet, ahead_reserve, ahead_zero
+from kvcore.ahead cimport PAGE, ahead_close, ahead_meet, ahead_reserve, ahead_zero
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.files cimport files_check, files_cut, files_open, files_replace, files_write
 from kvcore.order cimport order_make, order_settle, order_start
@@ -29,7 +29,6 @@ cdef extern from "guard.h" nogil:
 
 cdef enum:
     BUFFER_KEPT = 4 << 20           # bytes of room the buffer keeps between flushes
-    PAGE = 4096
     STORED = 1 << 10                # bytes up to which a flush goes through the window: beyond, a system call costs less
     MARK_BYTES = 1 << 20            # at most one mark a MiB ...
     MARK_MS = 1000                  # ... or a second

@@ -68,7 +68,6 @@ cdef class Session:
     cdef double deadline        # when this run gives way to other clients
     cdef bint ended             # the client will send no more
     cdef double held_since
-    cdef uint32_t held_rows     # as Moment.rows
     cdef uint32_t held_counts[TEXT_COMMANDS + 1]
     cdef public bint hold       # replies to writes wait for release()
 

@@ -514,7 +514,6 @@ cdef int count(Session s) except -1:
     cdef int row, outcome
     if s.held_since == 0:
         s.held_since = s.started
-    s.held_rows |= s.now.rows
     for row in range(TEXT_COMMANDS + 1):
         if not s.now.rows >> row & 1:
             continue
@@ -533,9 +532,8 @@ cdef int observe(Session s, double now) except -1:
     cdef double seconds = now - s.held_since
     cdef int row
     for row in range(TEXT_COMMANDS + 1):
-        if s.held_rows >> row & 1:
+        if s.held_counts[row]:
             histogram_add(&s.metrics.seconds[s.row + row], seconds, s.held_counts[row])
             s.held_counts[row] = 0
-    s.held_rows = 0
     s.held_since = 0
     return 0

@@ -112,8 +112,9 @@ class ZerosTest(AheadCase):
         self.open_crash().close()
         store = kvcore.open("/store", fsync="no", files=self.files, executor=at_once)
         self.grow(store)
-        store.put(b"a", b"1")
-        store.sync()
+        for i in range(100):
+            store.put(b"k%d" % i, b"v" * 1000)
+            store.sync()
         self.assertNotIn("zero", self.files.calls)
         store.close()
 

@@ -3,6 +3,7 @@
 Each class is a target: seeds() gives inputs to begin with, run(data) raises AssertionError when the store breaks a promise.
 """
 
+import abc
 import contextlib
 import os
 import random
@@ -29,7 +30,7 @@ def show(value):
     return "an error" if value is DAMAGED else repr(value and value[:30])
 
 
-class DirectoryTarget:
+class DirectoryTarget(abc.ABC):
     """A target that damages the files of a closed store. scratch: directory that is the target's own."""
 
     checkpoint = True
@@ -42,9 +43,9 @@ class DirectoryTarget:
         self._damager = Damager(self.image, filter(self.damages, self.image.files), self.removable)
 
     @staticmethod
+    @abc.abstractmethod
     def damages(name):
         """Whether the file of this name is to be damaged (bool)."""
-        raise NotImplementedError
 
     def seeds(self):
         """Inputs (list of bytes) to begin with."""
@@ -55,7 +56,7 @@ class DirectoryTarget:
         """Another input (bytes)."""
         return random_program(rng)
 
-    def close(self):
+    def close(self):  # noqa: B027  a choice of the subclass
         """Nothing is left open between two runs."""
 
     def run(self, data):
@@ -68,8 +69,9 @@ class DirectoryTarget:
         finally:
             shutil.rmtree(self._scratch + "/data")
 
+    @abc.abstractmethod
     def examine(self, directory, files):
-        raise NotImplementedError
+        """Look at what is in the directory: {name: content}, and fail if it cannot have come of that."""
 
     def changed(self, files):
         """Names of the files that are not as they were."""
