@@ -10,6 +10,7 @@ from kvcore.log cimport (
     RESERVE_LAST, Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_order_job, log_publish,
     log_submit_seal)
 from kvcore.order cimport order_path
+from kvcore.pace cimport pace
 from kvcore.record cimport (
     RECORD_COMPRESSED, RECORD_HEADER, RECORD_KIND, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_encode,
     record_of, record_size, record_verify)
@@ -247,29 +248,21 @@ cdef class ReadJob(Job):
         self.found = ByteBuf()
         while True:
             wanted = min(<uint64_t>wanted, self.source.flushed - self.offset)
-            if self.copy(wanted) < 0:
-                self.damaged = True
-                return 0
+            self.chunk.len = 0
+            bytebuf_reserve(self.chunk, wanted)
             # A chunk that is longer than it should be holds one record.
-            bytebuf_reserve(self.found, min(self.chunk.len, <size_t>CHUNK) // RECORD_HEADER * sizeof(Copy))
+            bytebuf_reserve(self.found, min(wanted, <size_t>CHUNK) // RECORD_HEADER * sizeof(Copy))
+            self.chunk.len = wanted
             with nogil:
-                self.verify()
+                self.damaged = segment_copy(self.source, self.offset, self.chunk.data, wanted) < 0
+                if not self.damaged:
+                    self.verify()
             if self.consumed or self.damaged:
                 return 0
             wanted = self.first_size()
             if wanted == 0:
                 self.damaged = True
                 return 0
-
-    cdef int copy(self, size_t n) except? -1:
-        cdef int result
-        cdef uint8_t* dst
-        self.chunk.len = 0
-        dst = bytebuf_reserve(self.chunk, n)
-        with nogil:
-            result = segment_copy(self.source, self.offset, dst, n)
-        self.chunk.len = n
-        return result
 
     # The size that the first record claims; 0 when it claims what cannot be.
     cdef size_t first_size(self) noexcept:
@@ -299,6 +292,7 @@ cdef class ReadJob(Job):
                 copy += 1
                 self.found.len += sizeof(Copy)
             self.consumed += r.size
+            pace(1)
         return 0
 
 
@@ -401,6 +395,7 @@ cdef class CopyJob(Job):
         self.min_version = <uint64_t>-1
         with nogil:
             for i in range(self.copies.len // sizeof(Copy)):
+                pace(1)
                 self.encode(&copy[i])
         segment_map(self.output, self.output.flushed + self.encoded.len)
         with nogil:

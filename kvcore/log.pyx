@@ -5,10 +5,10 @@ cimport cython
 from libc.errno cimport EDQUOT, EFBIG, EIO, EMFILE, ENFILE, ENOMEM, ENOSPC
 from libc.string cimport memcpy, memset
 from posix.fcntl cimport O_CREAT, O_RDWR
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from kvcore.ahead cimport PAGE, ahead_close, ahead_meet, ahead_reserve, ahead_zero
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
+from kvcore.clock cimport clock
 from kvcore.files cimport files_check, files_cut, files_open, files_replace, files_write
 from kvcore.order cimport order_make, order_settle, order_start
 from kvcore.record cimport (
@@ -328,7 +328,7 @@ cdef class Job:
         with self.lock:
             if self.done:
                 return
-            started = seconds_now()
+            started = clock()
             try:
                 self.work()
             except StorageError as error:
@@ -339,7 +339,7 @@ cdef class Job:
                 # A bug, an interrupt: nothing is proven, as if the disk had failed.
                 self.error = StorageError(EIO, f"background work failed: {error!r}")
                 self.error.__cause__ = error
-            self.seconds = seconds_now() - started
+            self.seconds = clock() - started
             self.done = True
 
     def finish(self):
@@ -374,16 +374,10 @@ cdef void sync_segments(SyncJob job) noexcept nogil:
             break
 
 
-cdef double seconds_now() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return now.tv_sec + now.tv_nsec * 1e-9
-
-
 cdef void sync_job_run(SyncJob job) noexcept nogil:
-    cdef double started = seconds_now()
+    cdef double started = clock()
     sync_segments(job)
-    job.seconds = seconds_now() - started
+    job.seconds = clock() - started
     job.done = True
 
 

@@ -1,9 +1,9 @@
 from libc.string cimport memchr, memset
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_discard, bytebuf_reserve, bytebuf_swap, bytebuf_truncate
+from kvcore.clock cimport clock
 from kvcore.store cimport STORE_AHEAD, Store, store_expect, store_flush, store_flushes, store_pending, store_warm
 from kvcore.types cimport Slice, slice_of
-from kvnet.clock cimport clock
 from kvnet.commands.text cimport (
     FLAG_LISTS, FLAG_WRITES, text_commands, text_fail, text_find, text_list_more)
 from kvnet.context cimport CHALLENGE, ESCABELO, LF

@@ -15,9 +15,9 @@ from posix.unistd cimport close
 
 from libc.stdint cimport uint64_t
 
+from kvcore.clock cimport clock
 from kvcore.store cimport Store, store_expect
 from kvcore.types cimport Slice, uint8_t, uint32_t
-from kvnet.clock cimport clock
 from kvnet.commit cimport Commit, commit_wait
 from kvnet.group cimport Waiter
 from kvnet.session cimport (

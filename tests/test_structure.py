@@ -12,7 +12,7 @@ from kvnet import tap
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 600
-ENGINE_DOORS = {"kvcore.store", "kvcore.types", "kvcore.bytebuf"}
+ENGINE_DOORS = {"kvcore.store", "kvcore.types", "kvcore.bytebuf", "kvcore.clock"}
 
 # A string (kept out: it may hold anything), or a comment.
 LITERAL = re.compile(r"""[rbuf]*('{3}|"{3})(?:\\.|[^\\])*?\1|[rbuf]*(['"])(?:\\.|[^\\\n])*?\2|\#[^\n]*""", re.DOTALL)

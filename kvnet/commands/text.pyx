@@ -2,10 +2,10 @@ from libc.stdint cimport uint32_t
 from libc.string cimport memchr, memcmp
 
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_truncate
+from kvcore.clock cimport clock
 from kvcore.store cimport (
     store_delete, store_get, store_next, store_prepare, store_put, store_scan, store_warm, store_warm_next, store_warm_scan)
 from kvcore.types cimport slice_of
-from kvnet.clock cimport clock
 from kvnet.context cimport ESCABELO, LF
 from kvnet.metrics cimport OUTCOME_MISS, OUTCOME_OK
 from kvnet.textwire cimport SHAPE_KEY, SHAPE_KEY_VALUE, SHAPE_NONE

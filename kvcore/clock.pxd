@@ -1,4 +1,4 @@
-"""The clock by which turns and waits are measured."""
+"""The clock by which turns, waits and work are measured."""
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 
