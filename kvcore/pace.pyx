@@ -14,6 +14,7 @@ cdef extern from *:
         size_t pauses;
     } kv_pace;
     static __thread kv_pace kv_pace_here;
+    static _Atomic double kv_pace_until;
     """
     struct Pace "kv_pace":
         bint gives_way
@@ -22,6 +23,7 @@ cdef extern from *:
         double paused_at
         size_t pauses
     Pace here "kv_pace_here"
+    double pause_ends "kv_pace_until"       # of whichever thread paused last
 
 
 cdef extern from "<sys/prctl.h>" nogil:
@@ -47,16 +49,23 @@ def pauses():
 
 
 cdef void pace(size_t records) noexcept nogil:
+    global pause_ends
     cdef timespec moment
+    cdef double now
     if not here.gives_way:
         return
     here.records += records
     if here.records < LOOK_EVERY:
         return
     here.records = 0
-    if clock() - here.paused_at > here.portion:
-        moment.tv_sec = 0
-        moment.tv_nsec = PAUSE
-        clock_nanosleep(CLOCK_MONOTONIC, 0, &moment, NULL)
-        here.paused_at = clock()
-        here.pauses += 1
+    now = clock()
+    # While one pauses they all do: or the processor would go from one to the next.
+    if now - here.paused_at > here.portion:
+        pause_ends = now + PAUSE * 1e-9
+    elif now >= pause_ends:
+        return
+    moment.tv_sec = 0
+    moment.tv_nsec = PAUSE
+    clock_nanosleep(CLOCK_MONOTONIC, 0, &moment, NULL)
+    here.paused_at = clock()
+    here.pauses += 1

@@ -1,10 +1,14 @@
 """Threads that give way pause within long work, and no others do."""
 
 import random
+import resource
 import threading
 from collections import defaultdict
 
+from twisted.trial.unittest import SynchronousTestCase
+
 from kvcore.pace import give_way, pauses
+from tests.probe import work
 from tests.support import StoreCase
 from tests.test_recovery import SMALL
 
@@ -30,7 +34,44 @@ def in_thread(work, *portion):
 def shuffled(keys):
     keys = list(keys)
     random.Random(1).shuffle(keys)
-    return [b"key%06d" % key for key in keys]
+    return [b"the same%06d" % key for key in keys]
+
+
+class PauseTest(SynchronousTestCase):
+    def test_no_more_often_than_said(self):
+        self.assertEqual(in_thread(lambda: work(3200), 0.0), 100)
+        self.assertEqual(in_thread(lambda: work(3200), 1e9), 0)
+        self.assertEqual(in_thread(lambda: work(3200)), 0)
+
+    def test_a_pause_gives_up_the_processor(self):
+        switches = []
+
+        def told():
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+            work(3200)
+            switches.append(resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - before)
+
+        in_thread(told, 0.0)
+        self.assertGreater(switches[0], 50)
+
+    def test_all_pause_with_the_one_whose_turn_it_is(self):
+        over = threading.Event()
+
+        def first():
+            while not over.is_set():
+                work(32)
+
+        def other():
+            for _ in range(100_000):
+                work(32)
+                if pauses():
+                    break
+            over.set()
+
+        thread = threading.Thread(target=in_thread, args=(first, 0.0))
+        thread.start()
+        self.assertEqual(in_thread(other, 1e9), 1)
+        thread.join()
 
 
 class PaceTest(StoreCase):
@@ -59,8 +100,8 @@ class PaceTest(StoreCase):
         read = made["ReadJob"]
         self.assertGreater(min(read), 30)
         self.assertEqual(made["CopyJob"], read)
-        # Walked twice, keys fetched, sorted.
-        self.assertEqual([pauses > 3.5 * read[0] for pauses in made["OrderJob"]], [True] * 4)
+        # Walked twice; of the keys eight bytes, and eight more; sorted.
+        self.assertGreater(min(made["OrderJob"]), 4.5 * read[0])
 
     def test_others_do_not_pause(self):
         made = self.maintained()
