@@ -36,7 +36,7 @@ cdef Found lookup_entry(
 cdef Found lookup_read(
     HashIndex index, Log log, uint64_t hash, Slice key, ByteBuf out, Record* r, Location* at) except? NOT_FOUND
 
-# These n keys, LOOKUP_AHEAD at most, come next: have their entries and records loaded into the cache, all at once.
+# These n keys come next: have their entries and records loaded into the cache, LOOKUP_AHEAD at once.
 cdef void lookup_expect(HashIndex index, Log log, const Slice* keys, size_t n) noexcept
 
 # Raises CorruptionError that names the place.

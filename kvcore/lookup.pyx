@@ -84,6 +84,14 @@ cdef Found lookup_read(
 
 
 cdef void lookup_expect(HashIndex index, Log log, const Slice* keys, size_t n) noexcept:
+    while n > LOOKUP_AHEAD:
+        expect(index, log, keys, LOOKUP_AHEAD)
+        keys += LOOKUP_AHEAD
+        n -= LOOKUP_AHEAD
+    expect(index, log, keys, n)
+
+
+cdef void expect(HashIndex index, Log log, const Slice* keys, size_t n) noexcept:
     cdef uint64_t[LOOKUP_AHEAD] hashes
     cdef Entry* entry
     cdef size_t i

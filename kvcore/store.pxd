@@ -52,7 +52,7 @@ cdef class Store:
 # Append the value of `key` to out. 1, or 0 when there is no such key. Raises CorruptionError when its record is damaged.
 cdef int store_get(Store s, Slice key, ByteBuf out) except -1
 
-# These n keys, STORE_AHEAD at most, are used next, in this order: what they need is loaded into the cache. A hint.
+# These n keys are used next, in this order: what they need is loaded into the cache, STORE_AHEAD at once. A hint.
 cdef void store_expect(Store s, const Slice* keys, size_t n) noexcept
 
 # Set key to value. expires_at: unix milliseconds from which on the key is gone; 0: never. Raises UsageError for an empty or

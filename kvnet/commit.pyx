@@ -52,6 +52,11 @@ cdef class Commit:
         return self.idle.addCallback(lambda _: self.syncer.stop())
 
     @property
+    def gathers(self):
+        """Whether all replies to writes wait, and nobody is served while they do (bool): one large group is the best."""
+        return self.always and self.alone
+
+    @property
     def unsynced_age(self):
         """For how long the oldest bytes that are not on the disk have waited for it (float, seconds); 0: there are none."""
         if self.store.unsynced == 0 or (self.always and not self.syncing):

@@ -114,6 +114,7 @@ class Server(MultiService):
         metrics = self._metrics
         self._scrubber = Scrubber(self.store, metrics, self._reactor, self._threads)
         self._commit = Commit(self.store, metrics, self._reactor, Syncer(self._hub), self._hub.soon)
+        self._hub.gathers = self._commit.gathers
         self._gate.factory = TextFactory(
             self.store,
             self._commit,

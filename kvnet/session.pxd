@@ -14,7 +14,6 @@ write on wait in `out` until release() or fail() is called: that is how a sync i
 from libc.stdint cimport uint32_t, uint64_t
 
 from kvcore.bytebuf cimport ByteBuf
-from kvcore.store cimport STORE_AHEAD
 from kvcore.types cimport Slice, uint8_t
 from kvnet.commands.text cimport TEXT_COMMANDS
 from kvnet.context cimport Context
@@ -24,7 +23,7 @@ from kvnet.textwire cimport Framer
 
 
 cdef enum:
-    PLACES = STORE_AHEAD
+    PLACES = 64
 
 
 # What has become of a run's unflushed commands.

@@ -32,6 +32,10 @@ from twisted.python.failure import Failure
 log = Logger()
 
 
+cdef enum:
+    FEW = 16                        # connections that are executed at a time, so that the first of them is answered soon
+
+
 cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLL_CLOEXEC
     enum: EPOLL_CTL_ADD
@@ -87,6 +91,7 @@ cdef class Hub:
     cdef size_t buffering           # connections whose transports have something to write
     cdef double longest
     cdef double linger
+    cdef public bint gathers        # replies wait for a sync: sooner executed is not sooner answered
 
     def __cinit__(self, reactor, double turn=0.001, double linger=50e-6):
         self.epoll = -1
@@ -162,7 +167,7 @@ cdef class Hub:
                 if is_wanted(self):
                     break
                 over = clock() + self.longest
-            n = epoll_wait(self.epoll, events, PLACES, 0)
+            n = epoll_wait(self.epoll, events, PLACES if self.gathers else FEW, 0)
             serve(self, events, n)
             self.removed.clear()
             if n <= 0 or self.owing:

@@ -82,6 +82,7 @@ class Server:
         direct_ports = Ports(loop, self.metrics)
         soon = direct_ports.hub.soon
         self.commit = Commit(self.store, self.metrics, loop, HandSyncer(loop), soon)
+        direct_ports.hub.gathers = self.commit.gathers
         self.factory = TextFactory(self.store, self.commit, self.metrics, loop, soon, **options)
         ports = direct_ports if direct else loop
         if unix:

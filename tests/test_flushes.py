@@ -92,6 +92,17 @@ class SharedFlushTest(FaultCase, TransportCase):
                          [b"success\r%d\r" % i for i in range(5)])
         self.assertEqual(self.flushes(), before + 1)
 
+    def test_one_flush_for_more_where_nobody_is_served_during_a_sync(self):
+        for processors, fsync, flushes in (({0}, "always", 1), ({0}, "everysec", 3), ({0, 1}, "always", 3)):
+            self.patch(os, "sched_getaffinity", lambda pid, found=processors: found)
+            clients = self.crowd(40, name=f"{fsync}{len(processors)}", fsync=fsync)
+            before = self.flushes()
+            for client in clients:
+                client.offer(b"write a|1\r")
+            for client in clients:
+                self.assertEqual(client.expect(1), OK)
+            self.assertEqual(self.flushes() - before, flushes)
+
     def test_none_goes_out_before_the_flush(self):
         """Not even that of a client that only reads: it may have read what somebody wrote just before."""
         first, second = self.watched = self.crowd(2)

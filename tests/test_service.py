@@ -60,6 +60,7 @@ class FakeReactor(Clock):
         self.steps = []
         self.work = []
         self.hub = self
+        self.gathers = None
 
     def listenTCP(self, port, factory, backlog, interface):
         port = port or self.free_ports.pop(0)
@@ -96,6 +97,7 @@ class FakeParts:
 
     fsync = "everysec"
     state = "ok"
+    gathers = object()
 
     def __init__(self, steps):
         self.steps = steps
@@ -196,6 +198,10 @@ class ServerTests(SynchronousTestCase):
         del self.opened["executor"]
         self.assertEqual(self.opened, {
             "fsync": "always", "segment_size": 1 << 20, "max_value_size": 2 << 20, "compression": True})
+
+    def test_the_hub_gathers_when_the_committer_says_so(self):
+        self.start()
+        self.assertIs(self.reactor.gathers, self.parts.gathers)
 
     def test_one_line_per_start_and_per_finding_of_the_recovery(self):
         self.start("--text=0", "--metrics=off")
