@@ -10,7 +10,6 @@ from kvcore.log cimport (
     RESERVE_LAST, Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_order_job, log_publish,
     log_submit_seal)
 from kvcore.order cimport order_path
-from kvcore.pace cimport pace
 from kvcore.record cimport (
     RECORD_COMPRESSED, RECORD_HEADER, RECORD_KIND, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_encode,
     record_of, record_size, record_verify)
@@ -292,7 +291,6 @@ cdef class ReadJob(Job):
                 copy += 1
                 self.found.len += sizeof(Copy)
             self.consumed += r.size
-            pace(1)
         return 0
 
 
@@ -395,7 +393,6 @@ cdef class CopyJob(Job):
         self.min_version = <uint64_t>-1
         with nogil:
             for i in range(self.copies.len // sizeof(Copy)):
-                pace(1)
                 self.encode(&copy[i])
         segment_map(self.output, self.output.flushed + self.encoded.len)
         with nogil:

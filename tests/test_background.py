@@ -1,24 +1,21 @@
-"""Background work gives way: the priority of its threads, and that of nobody else; long work in portions."""
+"""Background work gives way: the priority of its threads, and that of nobody else."""
 
 import os
 import threading
 
 from twisted.internet import defer
 from twisted.internet.threads import deferToThread, deferToThreadPool
+from twisted.trial.unittest import TestCase
 
-from kvcore.pace import pauses
 from kvnet.background import NICE, THREADS, BackgroundThreads
-from tests.support import StoreCase
-from tests.test_recovery import SMALL
 
 
 def priority():
     return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
-class BackgroundCase(StoreCase):
+class PriorityTest(TestCase):
     def setUp(self):
-        super().setUp()
         from twisted.internet import reactor
 
         self.before = priority()
@@ -30,25 +27,6 @@ class BackgroundCase(StoreCase):
     def run_there(self, function):
         return deferToThreadPool(self.reactor, self.threads, function)
 
-
-class PortionsTest(BackgroundCase):
-    @defer.inlineCallbacks
-    def test_long_work_is_in_portions(self):
-        jobs = []
-        store = self.open(executor=jobs.append, autoflush=False, segment_size=SMALL)
-        for number in range(2000):
-            store.put(b"key%d" % number, b"v" * 20)
-        store.flush()
-        while jobs:
-            job = jobs.pop(0)
-            made = yield self.run_there(lambda job=job: (job.run(), pauses())[1])
-            job.finish()
-            if type(job).__name__ == "OrderJob":
-                break
-        self.assertGreater(made, 0)
-
-
-class PriorityTest(BackgroundCase):
     @defer.inlineCallbacks
     def test_it_has_a_low_priority_and_the_others_keep_theirs(self):
         for _ in range(2):
