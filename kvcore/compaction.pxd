@@ -14,6 +14,7 @@ from libc.stdint cimport uint64_t
 from kvcore.expiry cimport Deadlines
 from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log
+from kvcore.segment cimport Segment
 
 
 cdef class Compaction:
@@ -30,12 +31,11 @@ cdef class Compaction:
     cdef uint64_t stuck                     # bytes of tombstones that the last run had to keep
 
 
-# The sealed segments worth compacting, or an empty list. thorough: when there is nothing else to do, a twentieth of dead
-# bytes is worth it; else three tenths.
-cdef list compaction_choose(Compaction c, Log log, bint thorough)
+# The segments that can be compacted.
+cdef list compactable(Log log)
 
 # The outputs of a run that was left.
 cdef list unfinished(Log log)
 
-# Is the active segment the one that holds too many dead bytes to rest on?
-cdef bint compaction_wants_rotation(Log log) noexcept
+# Does nothing in it count any more, nor hide anything older? Then it need not be read.
+cdef bint is_useless(Segment s) noexcept

@@ -7,11 +7,12 @@ from kvcore.checkpoint cimport checkpoint_drop
 from kvcore.files cimport files_check, files_unlink, files_write
 from kvcore.hashindex cimport Entry, index_find, index_hash, index_prefetch, index_remove
 from kvcore.log cimport (
-    RESERVE_LAST, Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_order_job, log_publish,
-    log_submit_seal)
+    Job, job_check, log_add_segment, log_break, log_bury, log_manifest, log_now, log_publish, log_submit_seal,
+    log_sync_job)
 from kvcore.order cimport order_path
+from kvcore.pace cimport pace
 from kvcore.record cimport (
-    RECORD_COMPRESSED, RECORD_HEADER, RECORD_KIND, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_encode,
+    RECORD_COMPRESSED, RECORD_KIND, RECORD_MORE, RECORD_TOMBSTONE, Record, record_decode, record_encode,
     record_of, record_size, record_verify)
 from kvcore.segment cimport (
     NO_SLOT, SEGMENT_HEADER, Segment, segment_copy, segment_create, segment_map, segment_seal, segment_sync)
@@ -24,10 +25,9 @@ from kvcore.log import NO_SPACE, PASSING
 
 
 cdef enum:
-    CHUNK = 1 << 19             # bytes of a source read at a time
-    AT_ONCE = 8                 # sources of a run, unless tombstones need them all
-    RESERVE_OTHER = 16 << 10    # bytes of its part of the reserve that manifest and output need besides what is copied
-    SMALL_SHARE = 4             # a segment of less than one part in so many of the full size is small
+    CHUNK = 4 << 20             # bytes of a source in one job, unless a record is longer,
+    MOST = 8192                 # and records: what is done with them on the owner's thread takes about a millisecond
+    PIECE = 1 << 19             # bytes read at a time
 
 
 # One record of a chunk that may have to be kept.
@@ -72,6 +72,8 @@ cdef class Compaction:
         self.runs += 1
         try:
             for source in sources:
+                if is_useless(source):
+                    continue
                 offset = SEGMENT_HEADER
                 while offset < source.flushed and not source.damaged:
                     reading = read_job(log, index, source, offset)
@@ -117,14 +119,17 @@ cdef class Compaction:
         for segment in outputs:
             segment.hidden = False
             segment_seal(segment)
-            log.executor(log_order_job(log, segment, True))
+            segment.unsorted = True
         try:
             yield from checkpoint_steps(log, index, deadlines)
         except StorageError as error:
             # An older checkpoint may be believed: over it copies only replace their originals, so these have to stay. On a
-            # full disk that would be for ever: rather no checkpoint.
+            # full disk that would be for ever: rather no checkpoint. But what replaced the dead must be on the disk.
             if error.errno not in NO_SPACE or not checkpoint_drop(log):
                 sources = []
+            job = log_sync_job(log)
+            if job is not None:
+                yield job
         log.drop_waits = True
         try:
             while log.seal_job is not None:
@@ -150,59 +155,9 @@ cdef bint all_whole(list sources) except -1:
     return not any([(<Segment>s).damaged for s in sources])
 
 
-cdef uint64_t lowest_outside(Log log, list sources) except? 0:
-    cdef Segment s
-    cdef uint64_t lowest = <uint64_t>-1
-    for s in log.segments:
-        if s is not None and s not in sources:
-            lowest = min(lowest, s.min_version)
-    return lowest
-
-
-# ---- choosing
-
 cdef list compactable(Log log):
     cdef Segment s
     return [s for s in log.segments if s is not None and s.sealed and not s.damaged and not s.hidden]
-
-
-cdef list compaction_choose(Compaction c, Log log, bint thorough):
-    cdef Segment s
-    cdef list sealed = compactable(log)
-    cdef list chosen = []
-    cdef uint64_t buried = 0, used = 0, small = 0
-    for s in sealed:
-        used += s.flushed
-        buried += s.buried
-        small += is_small(log, s)
-    if buried > c.stuck and (buried - c.stuck) * (10 if thorough else 3) > used:
-        # Tombstones go only when no older record can be left outside: all together, then.
-        return fitting(log, sealed)
-    for s in sealed:
-        gain = s.dead - min(s.dead, s.buried)
-        if gain * 20 > s.flushed if thorough else gain * 10 > s.flushed * 3:
-            chosen.append(s)
-        elif small > AT_ONCE and is_small(log, s):
-            chosen.append(s)
-    chosen.sort(key=waste, reverse=True)
-    return fitting(log, chosen[:AT_ONCE]) if len(chosen) > 1 or any(waste(s) for s in chosen) else []
-
-
-# On a full disk: those whose copies fit into compaction's part of the reserve. A run that is given up half-way would use all
-# of it up for nothing, and deletes go on meanwhile.
-cdef list fitting(Log log, list sources):
-    cdef Segment s
-    cdef list kept = []
-    cdef uint64_t needed, room = min(log.reserve, <uint64_t>RESERVE_LAST)
-    if not log.full_disk and not log.short_of_space:
-        return sources
-    room -= min(room, <uint64_t>RESERVE_OTHER)
-    for s in sources:
-        needed = s.flushed - SEGMENT_HEADER - s.dead + s.buried
-        if needed <= room:
-            kept.append(s)
-            room -= needed
-    return kept
 
 
 cdef list unfinished(Log log):
@@ -210,22 +165,17 @@ cdef list unfinished(Log log):
     return [s for s in log.segments if s is not None and s.hidden and not s.sealed]
 
 
-cdef inline bint is_small(Log log, Segment s) noexcept:
-    return s.flushed * SMALL_SHARE < log.segment_size
+cdef bint is_useless(Segment s) noexcept:
+    return not s.hides and s.dead == s.flushed - SEGMENT_HEADER
 
 
-def waste(Segment s not None):
-    return <double>(s.dead - min(s.dead, s.buried)) / s.flushed
-
-
-cdef bint compaction_wants_rotation(Log log) noexcept:
+cdef uint64_t lowest_outside(Log log, list sources) except? 0:
     cdef Segment s
-    cdef uint64_t live = 0
+    cdef uint64_t lowest = <uint64_t>-1
     for s in log.segments:
-        if s is not None:
-            live += s.flushed - s.dead
-    return log.active.flushed > SEGMENT_HEADER and log.active.dead * 20 > live and (
-        log.active.dead > min(<uint64_t>CHUNK, log.segment_size // 8))
+        if s is not None and s not in sources:
+            lowest = min(lowest, s.min_version)
+    return lowest
 
 
 # ---- reading
@@ -242,26 +192,32 @@ cdef class ReadJob(Job):
     cdef bint damaged
 
     cdef int work(self) except -1:
-        cdef size_t wanted = CHUNK
+        cdef uint64_t left = self.source.flushed - self.offset
+        cdef size_t wanted = min(<uint64_t>CHUNK, left)
         self.chunk = ByteBuf()
         self.found = ByteBuf()
+        bytebuf_reserve(self.found, MOST * sizeof(Copy))
         while True:
-            wanted = min(<uint64_t>wanted, self.source.flushed - self.offset)
-            self.chunk.len = 0
-            bytebuf_reserve(self.chunk, wanted)
-            # A chunk that is longer than it should be holds one record.
-            bytebuf_reserve(self.found, min(wanted, <size_t>CHUNK) // RECORD_HEADER * sizeof(Copy))
-            self.chunk.len = wanted
+            bytebuf_reserve(self.chunk, wanted - self.chunk.len)
             with nogil:
-                self.damaged = segment_copy(self.source, self.offset, self.chunk.data, wanted) < 0
-                if not self.damaged:
-                    self.verify()
+                self.read(wanted)
             if self.consumed or self.damaged:
                 return 0
-            wanted = self.first_size()
-            if wanted == 0:
+            wanted = self.first_size()      # one record that is longer than a chunk should be
+            if wanted <= self.chunk.len:
                 self.damaged = True
                 return 0
+
+    # Up to so many bytes of the chunk, in pieces: of short records less is enough.
+    cdef int read(self, size_t wanted) except -1 nogil:
+        cdef size_t n
+        while self.chunk.len < wanted and self.found.len < MOST * sizeof(Copy) and not self.damaged:
+            n = min(wanted - self.chunk.len, <size_t>PIECE)
+            self.damaged = segment_copy(self.source, self.offset + self.chunk.len, self.chunk.data + self.chunk.len, n) < 0
+            if not self.damaged:
+                self.chunk.len += n
+                self.verify()
+        return 0
 
     # The size that the first record claims; 0 when it claims what cannot be.
     cdef size_t first_size(self) noexcept:
@@ -271,10 +227,10 @@ cdef class ReadJob(Job):
 
     cdef int verify(self) except -1 nogil:
         cdef Record r
-        cdef Copy* copy = <Copy*>self.found.data
+        cdef Copy* copy = <Copy*>(self.found.data + self.found.len)
         cdef uint8_t* data
         cdef bint at_end = self.offset + self.chunk.len == self.source.flushed
-        while self.consumed < self.chunk.len:
+        while self.consumed < self.chunk.len and self.found.len < MOST * sizeof(Copy):
             data = self.chunk.data + self.consumed
             if record_decode(data, self.chunk.len - self.consumed, &r) < 0:
                 # Cut by the chunk's end, or bad.
@@ -291,6 +247,7 @@ cdef class ReadJob(Job):
                 copy += 1
                 self.found.len += sizeof(Copy)
             self.consumed += r.size
+            pace(1)
         return 0
 
 
@@ -393,6 +350,7 @@ cdef class CopyJob(Job):
         self.min_version = <uint64_t>-1
         with nogil:
             for i in range(self.copies.len // sizeof(Copy)):
+                pace(1)
                 self.encode(&copy[i])
         segment_map(self.output, self.output.flushed + self.encoded.len)
         with nogil:
@@ -425,7 +383,7 @@ cdef class CopyJob(Job):
             return 0
         self.packed += r.value.len
         self.frames += len(frame)
-        bytebuf_clear(self.frame, CHUNK)
+        bytebuf_clear(self.frame, PIECE)
         bytebuf_append(self.frame, <const char*>frame, len(frame))
         r.flags |= RECORD_COMPRESSED
         r.value = slice_of(self.frame.data, self.frame.len)

@@ -74,6 +74,8 @@ cdef int log_append(Log log, Record* r, Location* at) except -1:
     log.buf_records += 1
     if r.flags & (RECORD_TOMBSTONE | RECORD_KIND):
         log.buf_dead += size
+    if r.flags & RECORD_TOMBSTONE or r.expires_at:
+        log.active.hides = True
     log.buf.len += size
     return 0
 
@@ -448,7 +450,7 @@ cdef class SealJob(Job):
             segment.allocated = segment.flushed
             segment_seal(segment)
             log.full.remove(segment)
-            log.executor(log_order_job(log, segment, True))
+            segment.unsorted = True
             if (segment.id, segment.flushed) > (log.synced_id, log.synced_offset):
                 log.synced_id = segment.id
                 log.synced_offset = <uint32_t>segment.flushed

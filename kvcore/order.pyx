@@ -8,6 +8,7 @@ from posix.fcntl cimport O_RDONLY
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear, bytebuf_reserve
 from kvcore.files cimport files_open, files_read, files_replace
+from kvcore.pace cimport pace
 from kvcore.record cimport RECORD_KIND, Record, crc32c_of
 from kvcore.segment cimport SEGMENT_HEADER, segment_compare, segment_copy_from, segment_header
 from kvcore.types cimport MAX_KEY_SIZE
@@ -137,6 +138,7 @@ cdef void sort_few(Item* items, size_t n, size_t depth) noexcept nogil:
 cdef void sort_items(Item* items, size_t n, size_t depth, uint64_t* state) noexcept nogil:
     cdef size_t below, above, ended
     while n > FEW:
+        pace(n // 8)            # looking at a key takes about as long as moving eight
         if not is_ascending(items, n):
             split(items, n, choose_pivot(items, n, state), &below, &above)
             sort_equal(items + below, above - below, depth, state)
@@ -213,6 +215,7 @@ cdef size_t next_chunks(Item* items, size_t n, size_t depth) noexcept nogil:
             ended += 1
     sort_ended(items, ended)
     for i in range(ended, n):
+        pace(1)
         items[i].chunk = chunk_of(&items[i], depth + 8)
     return ended
 
@@ -251,6 +254,7 @@ cdef Order sorted_order(Segment s, Item* items, size_t n):
     dst = <uint32_t*>bytebuf_reserve(o.owned, n * sizeof(uint32_t))
     with nogil:
         for i in range(n):
+            pace(1)
             items[i].chunk = chunk_of(&items[i], 0)
         sort_items(items, n, 0, &state)
         for i in range(n):
@@ -273,6 +277,7 @@ cdef int survey(Segment s, uint64_t start, uint64_t end, size_t* records, size_t
             records[0] += 1
             key_bytes[0] += r.key.len
         start += r.size
+        pace(1)
     return 0
 
 
@@ -292,6 +297,7 @@ cdef int gather(Segment s, uint64_t start, uint64_t end, Item* items, uint8_t* a
             arena += r.key.len
             i += 1
         start += r.size
+        pace(1)
     return 0
 
 
@@ -377,8 +383,10 @@ cdef void merge(Segment s, Order a, Order b, uint8_t* key, uint32_t* dst) noexce
         while j < b.count and segment_compare(s, y[j], key, r.key.len) < 0:
             dst[i + j] = y[j]
             j += 1
+            pace(1)
         dst[i + j] = x[i]
         i += 1
+        pace(1)
     memcpy(dst + i + j, x + i, (a.count - i) * sizeof(uint32_t))
     i = a.count
     memcpy(dst + i + j, y + j, (b.count - j) * sizeof(uint32_t))

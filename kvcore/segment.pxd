@@ -51,11 +51,13 @@ cdef class Segment:
     cdef uint64_t buried            # bytes of tombstones, marks and commits, which are among the dead
     cdef readonly bint compacted    # holds copies of older records
     cdef bint damaged               # a bad record was met in it: it is not compacted, and its saved order is not believed
+    cdef bint hides                 # it may have tombstones or deadlines, which hide older records elsewhere
     cdef bint hidden                # not for the manifest: an output not finished yet, or a source about to be dropped
     cdef readonly uint64_t records
     cdef list runs                  # of Order, see order.pxd; None: not asked for yet
     cdef uint64_t ordered           # bytes that the runs cover
     cdef object sorting             # the OrderJob under way for it, or None
+    cdef bint unsorted              # it was sealed and its one final order is due
     cdef readonly uint64_t min_version
     cdef readonly uint64_t max_version
 

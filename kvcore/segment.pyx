@@ -79,6 +79,7 @@ cdef Segment new_segment(Files files, bytes directory, uint32_t id, int flags, s
     s.fd = <int>files_check(files_open(files, s.path, flags), what, s.path)
     segments_open += 1
     s.min_version = <uint64_t>-1
+    s.hides = True
     return s
 
 
@@ -94,6 +95,7 @@ cdef Segment segment_create(Files files, bytes directory, uint32_t id, bytes sto
     memcpy(header, <const char*>MAGIC, 8)
     memcpy(header + 8, &word, 4)
     header[12] = s.compacted = compacted
+    s.hides = compacted
     memcpy(header + 16, &wide, 8)
     memcpy(header + 24, raw, 16)
     s.seed = int.from_bytes(os.urandom(4), "little")

@@ -1,6 +1,7 @@
 from libc.stdint cimport uint64_t
 
 from kvcore.compaction cimport Compaction
+from kvcore.due cimport due_urgently
 from kvcore.expiry cimport Deadlines
 from kvcore.hashindex cimport HashIndex, index_bytes
 from kvcore.log cimport Log
@@ -25,7 +26,8 @@ def collect_stats(Log log not None, HashIndex index not None, Deadlines deadline
         "index_bytes": index_bytes(index), "deadline_bytes": deadlines.heap.len, "written_bytes": log.flushed_total,
         "compactions": compaction.runs, "compaction_read_bytes": compaction.read_bytes,
         "compaction_written_bytes": compaction.written_bytes, "compaction_reclaimed_bytes": compaction.reclaimed_bytes,
-        "compaction_running": compaction.running, "compaction_seconds": compaction.seconds,
+        "compaction_running": compaction.running, "compaction_behind": due_urgently(log),
+        "compaction_seconds": compaction.seconds,
         "compressed_from_bytes": compaction.packed_bytes, "compressed_to_bytes": compaction.frame_bytes,
         "checkpoints": log.checkpoints, "checkpoint_bytes": log.checkpoint_bytes, "checkpoint_at": log.checkpoint_at / 1000,
         "replay_bytes": log.flushed_total - log.checkpoint_total}

@@ -1,19 +1,19 @@
 import os
+from itertools import islice
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport SIZE_MAX, int64_t
 from libc.string cimport memmove
 
 from kvcore.bytebuf cimport bytebuf_append, bytebuf_clear
-from kvcore.checkpoint cimport checkpoint_due
-from kvcore.compaction cimport Compaction, compaction_choose, compaction_wants_rotation, unfinished
+from kvcore.compaction cimport Compaction, unfinished
+from kvcore.due cimport due_sources
 from kvcore.expiry cimport deadline_of, deadlines_add, deadlines_reserve, deadlines_sweep, deadlines_tidy
 from kvcore.files cimport Files
 from kvcore.hashindex cimport Entry, index_hash, index_insert, index_prefetch, index_remove
 from kvcore.log cimport (
     log_append, log_bury, log_check_space, log_check_writable, log_commit, log_finish, log_flush, log_give_back,
-    log_give_up_reserve, log_has_room, log_let_go, log_mark, log_now, log_rotate, log_sync_job, log_take_back,
-    log_take_reserve, log_unsynced)
+    log_has_room, log_let_go, log_mark, log_now, log_rotate, log_sync_job, log_take_back, log_take_reserve, log_unsynced)
 from kvcore.lookup cimport DAMAGED, FOUND, NOT_FOUND, lookup_damaged, lookup_entry, lookup_expect, lookup_read, lookup_record
 from kvcore.owner cimport owner_check, owner_here
 from kvcore.record cimport COMMIT_SIZE, RECORD_COMPRESSED, RECORD_MORE, RECORD_TOMBSTONE, Record, record_of, record_size
@@ -26,6 +26,7 @@ from kvcore.undo cimport undo_all, undo_forget, undo_note, undo_reserve
 from kvcore.batch import Batch
 from kvcore.checkpoint import checkpoint_steps
 from kvcore.compress import decompress
+from kvcore.due import due_steps, order_steps
 from kvcore.errors import ClosedError, StorageError, UsageError
 from kvcore.log import NO_SPACE
 from kvcore.options import check_options
@@ -38,6 +39,7 @@ cdef enum:
     SCRATCH_KEPT = 1 << 20              # bytes of room the scratch buffer keeps
     UNFLUSHED = 512 << 10               # bytes of the buffer from which it is flushed, asked for or not
     SWEPT = 8192                        # deadlines gone through at a time: a millisecond
+    SORTED_LAST = 8                     # segments that may be sorted while closing
     MAX_BATCH = 1 << 30                 # bytes of records
     MAINTAINED = 1024                   # so many times while a segment is written, a library looks at what is due
     PATIENCE = 2000                     # ms since the last good sync after which writers wait: what a power cut may cost
@@ -228,17 +230,8 @@ cdef class Store:
             return None
         if self.state == "full":
             log_take_reserve(self.log)
-        if checkpoint_due(self.log, self.index):
-            return self.checkpoint_steps()
-        if self.compaction.running:
-            return None             # somebody drives one by hand
         store_flush(self)
-        if idle and compaction_wants_rotation(self.log):
-            log_rotate(self.log)
-        sources = compaction_choose(self.compaction, self.log, idle)
-        if sources and self.state == "full":
-            log_give_up_reserve(self.log, 0)
-        return self.compaction.steps(self.log, self.index, self.deadlines, sources) if sources else None
+        return due_steps(self.compaction, self.log, self.index, self.deadlines, idle)
 
     def sealed_ids(self):
         """Numbers of the sealed segments (list of int), for compaction_of."""
@@ -269,7 +262,7 @@ cdef class Store:
         reclaimed = -1
         while self.compaction.reclaimed_bytes != reclaimed:
             reclaimed = self.compaction.reclaimed_bytes
-            sources = compaction_choose(self.compaction, self.log, True)
+            sources = due_sources(self.compaction, self.log, True)
             if sources:
                 self.drive(self.compaction.steps(self.log, self.index, self.deadlines, sources))
 
@@ -344,6 +337,9 @@ cdef int finish_writing(Store s) except -1:
             # It only makes opening quicker.
             if error.errno not in NO_SPACE:
                 raise
+    if s.state == "ok":
+        # So that the next list need not wait for them. Of very many only some: closing comes to an end.
+        s.drive(islice(order_steps(s.log, s.index), SORTED_LAST))
     return 0
 
 

@@ -7,6 +7,8 @@ import threading
 
 from twisted.python.threadpool import ThreadPool
 
+from kvcore.pace import give_way
+
 THREADS = 3  # maintenance, the scrub, and what the engine asks for
 NICE = 10  # of 19: a share of 10 % beside a busy reactor; with less, one that holds the GIL might be starved of giving it up
 
@@ -19,6 +21,7 @@ class _PoliteThread(threading.Thread):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, max(os.getpriority(os.PRIO_PROCESS, thread), NICE))
+        give_way()
         super().run()
 
 

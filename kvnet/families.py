@@ -243,6 +243,12 @@ UPKEEP = (
     _stat(_counter, "kvstore_compactions", "Compactions begun.", "compactions"),
     _stat(_gauge, "kvstore_compaction_running", "1 while a compaction is under way, else 0.", "compaction_running"),
     _stat(
+        _gauge,
+        "kvstore_compaction_behind",
+        "1 while so much can be reclaimed that background work goes on without pauses, else 0.",
+        "compaction_behind",
+    ),
+    _stat(
         _counter, "kvstore_compaction_seconds", "Time that the compactions which have ended took.", "compaction_seconds"),
     _stat(_counter, "kvstore_compaction_read_bytes", "Bytes of segments read by compaction.", "compaction_read_bytes"),
     _stat(

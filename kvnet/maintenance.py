@@ -2,7 +2,7 @@
 
 The store says what is due and yields Jobs; their disk work is done in worker threads, their ends, about a millisecond each,
 here. While clients write, pauses follow each step, so that the reactor and the disk stay mostly theirs; when they do not,
-there are none, and less is left lying about.
+there are none, and less is left lying about. Nor are there any while compaction is behind: the disk would fill up.
 """
 
 from twisted.internet.defer import Deferred, succeed
@@ -42,6 +42,7 @@ class Maintenance:
         self._clock.clock = reactor
         self._steps = None
         self._running = False  # a job is in a worker thread
+        self._behind = False  # there is so much to reclaim that clients have to give way
         self._next_call = None
         self._next_sweep = None
         self._stopped = None
@@ -93,8 +94,11 @@ class Maintenance:
         self._tell_state(now)
         if self._next_sweep is None:
             self._sweep()
-        if self._steps is not None or self._running or now < self._not_before:
-            return
+        if self._steps is None and not self._running and now >= self._not_before:
+            self._begin()
+
+    def _begin(self):
+        self._behind = self._store.stats()["compaction_behind"]
         try:
             self._steps = self._store.maintenance(idle=self.idle)
         except KVError as error:
@@ -116,6 +120,8 @@ class Maintenance:
             job = next(self._steps)
         except StopIteration:
             self._steps = None
+            if self._behind:
+                self._begin()
             return
         except KVError as error:
             self._failed(error)
@@ -133,7 +139,8 @@ class Maintenance:
         if self._stopped is not None:
             self._stopped.callback(None)
             return
-        pause = 0 if self.idle else min(LONGEST_PAUSE, SHARE * (job.seconds + self._reactor.seconds() - started))
+        spent = job.seconds + self._reactor.seconds() - started
+        pause = 0 if self.idle or self._behind else min(LONGEST_PAUSE, SHARE * spent)
         self._next_call = self._reactor.callLater(pause, self._next)
 
     def _failed(self, error):

@@ -4,6 +4,7 @@ import os
 from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_discard
 from kvcore.files cimport Files, FileTable
 from kvcore.hashindex cimport Entry, HashIndex, index_bytes, index_first, index_hash, index_insert, index_next, index_remove
+from kvcore.pace cimport pace
 from kvcore.record cimport crc32c_of
 from kvcore.regions cimport Region, regions_bytes, regions_give, regions_take
 from kvcore.types cimport Location, uint8_t
@@ -27,6 +28,14 @@ def clear(ByteBuf b not None, size_t keep):
 
 def room(ByteBuf b not None):
     return b.cap
+
+
+def work(size_t records):
+    """Work of so many records, without the GIL."""
+    cdef size_t _i
+    with nogil:
+        for _i in range(records):
+            pace(1)
 
 
 def checksum(bytes data not None, uint32_t seed):

@@ -1,21 +1,24 @@
-"""Background work gives way: the priority of its threads, and that of nobody else."""
+"""Background work gives way: the priority of its threads, and that of nobody else; long work in portions."""
 
 import os
 import threading
 
 from twisted.internet import defer
 from twisted.internet.threads import deferToThread, deferToThreadPool
-from twisted.trial.unittest import TestCase
 
+from kvcore.pace import pauses
 from kvnet.background import NICE, THREADS, BackgroundThreads
+from tests.support import StoreCase
+from tests.test_recovery import SMALL
 
 
 def priority():
     return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
-class PriorityTest(TestCase):
+class BackgroundCase(StoreCase):
     def setUp(self):
+        super().setUp()
         from twisted.internet import reactor
 
         self.before = priority()
@@ -27,6 +30,27 @@ class PriorityTest(TestCase):
     def run_there(self, function):
         return deferToThreadPool(self.reactor, self.threads, function)
 
+
+class PortionsTest(BackgroundCase):
+    @defer.inlineCallbacks
+    def test_long_work_is_in_portions(self):
+        jobs = []
+        store = self.open(executor=jobs.append, autoflush=False, segment_size=SMALL)
+        for number in range(2000):
+            store.put(b"key%d" % number, b"v" * 20)
+        store.flush()
+        while jobs:
+            job = jobs.pop(0)
+            job.run()
+            job.finish()
+        made = []
+        for job in store.maintenance():
+            made.append((yield self.run_there(lambda job=job: (job.run(), pauses())[1])))
+            job.finish()
+        self.assertGreater(made[-1], 0)
+
+
+class PriorityTest(BackgroundCase):
     @defer.inlineCallbacks
     def test_it_has_a_low_priority_and_the_others_keep_theirs(self):
         for _ in range(2):

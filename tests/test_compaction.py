@@ -1,5 +1,6 @@
 """Compaction: space comes back, and nothing else changes, whatever is written or goes wrong meanwhile."""
 
+import errno
 import os
 import random
 import resource
@@ -465,3 +466,24 @@ class ProofTest(CompactionCase):
 
     def test_batch_whose_beginning_is_lost_is_no_batch_without_a_checkpoint(self):
         self.check_torn(False)
+
+    def test_without_a_checkpoint_too_nothing_is_dropped_before_what_replaced_it_is_on_the_disk(self):
+        self.dir, files = "/store", CrashFiles()
+        store = self.open(files=files)
+        for key in range(100):
+            store.put(b"key%d" % key, b"old" + bytes(1000))
+        store.flush()
+        store.sync()
+        first = store.sealed_ids()[:1]
+        store.put(b"key0", b"new")
+        store.flush()
+        for job in store.compaction_of(first):
+            if type(job).__name__ == "WriteJob":
+                files.fail("pwrite", 1, errno.ENOSPC)
+            job.run()
+            job.finish()
+        self.assertNotIn(first[0], store.sealed_ids())
+        after = files.after_power_loss(lambda parts: 0)
+        store.close()
+        store = self.open(files=after)
+        self.assertEqual((store.get(b"key0"), len(store)), (b"new", 100))

@@ -32,6 +32,7 @@ class FakeStore:
     def __init__(self):
         self.state, self.reason = "ok", None
         self.written_bytes = 0
+        self.behind = False
         self.trace = []
         self.tasks = []
         self.expired = 0  # slices of keys past their deadline
@@ -45,7 +46,7 @@ class FakeStore:
         return iter(self.tasks.pop(0)) if self.tasks else None
 
     def stats(self):
-        return {"written_bytes": self.written_bytes}
+        return {"written_bytes": self.written_bytes, "compaction_behind": self.behind}
 
     def flush(self):
         self.trace.append("flush")
@@ -76,6 +77,25 @@ class PacingTest(StoreCase):
         self.assertEqual(self.store.trace[4:], ["run b", "flush", "finish b"])
         self.reactor.advance(0.1)
         self.assertEqual(self.store.trace[7:], [])
+
+    def test_no_pauses_while_compaction_is_behind(self):
+        self.store.behind = True
+        self.store.tasks = [[self.store.job("a"), self.store.job("b")], [self.store.job("c")], [self.store.job("d")]]
+        self.reactor.advance(0.5)
+        for _ in range(3):
+            self.reactor.run_threads()
+            self.reactor.advance(0)
+        self.assertEqual([entry for entry in self.store.trace if entry.startswith("run")], ["run a", "run b", "run c"])
+        self.store.behind = False
+        self.reactor.run_threads()
+        self.reactor.advance(0.03)
+        self.assertEqual(self.store.trace[-2:], ["finish d", "busy"])
+        self.store.tasks = [[self.store.job("e")]]
+        self.reactor.advance(0.4)
+        self.assertEqual(self.reactor.work, [])
+        self.reactor.advance(0.1)
+        self.reactor.run_threads()
+        self.assertEqual(self.store.trace[-1], "finish e")
 
     def test_idle_when_nothing_is_written_for_a_while(self):
         for _ in range(12):

@@ -106,7 +106,7 @@ class FakeParts:
         self.stop_error = self.close_error = None
 
     def stats(self):
-        return {"keys": 3, "written_bytes": 0}
+        return {"keys": 3, "written_bytes": 0, "compaction_behind": False}
 
     def sweep(self):
         return False

@@ -238,9 +238,9 @@ def disk():
                     for what in ("read", "written", "reclaimed")))
     yield graph_panel(
         "Compactions",
-        "Begun in an hour, and whether one runs (1). Running without an end: more is overwritten than it can follow.",
+        "Begun in an hour, whether one runs (1), and whether it is behind (1): it makes no pauses then.",
         "none", ("increase(kvstore_compactions_total{}[1h])", "in an hour {{instance}}"),
-        ("kvstore_compaction_running{}", "running {{instance}}"))
+        ("kvstore_compaction_running{}", "running {{instance}}"), ("kvstore_compaction_behind{}", "behind {{instance}}"))
     yield graph_panel(
         "Time in compaction",
         "Share of the last hour, of compactions that have ended. Near 100 %: the disk is busy with nothing else.",
