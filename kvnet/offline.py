@@ -44,8 +44,11 @@ def _interrupts(what: str, status: int = INTERRUPTED):
 @contextlib.contextmanager
 def _progress(directory: str, label: str, times: int = 1):
     """A function to call with the bytes done of `times` all segments, or None when nobody would wait long, or look."""
-    names = [entry for entry in os.scandir(directory) if entry.name.endswith(".seg")]
-    total = times * sum(entry.stat().st_size for entry in names)
+    total = 0
+    for entry in os.scandir(directory):
+        if entry.name.endswith(".seg"):
+            with contextlib.suppress(FileNotFoundError):  # a server may have dropped it by now
+                total += times * entry.stat().st_size
     if total < BIG or not sys.stderr.isatty():
         yield None
         return

@@ -92,6 +92,11 @@ class CommandTest(BackupCase):
         self.assertFails(self.command("backup", self.dir, self.target), "is not empty")
         self.assertEqual(os.listdir(self.target), ["mine"])
 
+    def test_a_segment_that_is_dropped_while_sizes_are_added_up(self):
+        self.write([(b"a", b"1")])
+        os.symlink("nowhere", os.path.join(self.dir, ".0000000002.seg"))  # as far as stat() can tell
+        self.assertEqual(self.command("backup", self.dir, self.target)[::2], (0, ""))
+
     def test_of_a_running_server_under_load(self):
         """Each backup holds the counter of each connection up to one step, and all that was acknowledged before it began."""
         daemon = Daemon(self.work, "--segment-size=64KiB", "--data-dir=" + self.dir)
