@@ -127,7 +127,7 @@ cdef class Compaction:
             # full disk that would be for ever: rather no checkpoint. But what replaced the dead must be on the disk.
             if error.errno not in NO_SPACE or not checkpoint_drop(log):
                 sources = []
-            job = log_sync_job(log)
+            job = log_sync_job(log) if sources else None
             if job is not None:
                 yield job
         log.drop_waits = True

@@ -121,8 +121,6 @@ def order_steps(Log log not None, HashIndex index not None):
         yield next_order(log)
 
 
-# Apart, as a generator would hold on to the segment.
+# Apart, as a generator would hold on to the segment. The job makes it no longer unsorted.
 cdef next_order(Log log):
-    cdef Segment s = unsorted(log)[0]
-    s.unsorted = False
-    return log_order_job(log, s, True)
+    return log_order_job(log, unsorted(log)[0], True)

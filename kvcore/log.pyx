@@ -486,6 +486,8 @@ cdef OrderJob log_order_job(Log log, Segment segment, bint final):
     job.start = 0 if final else order_start(segment)
     job.end = segment.flushed
     segment.sorting = job
+    if job.start == 0:
+        segment.unsorted = False
     return job
 
 

@@ -452,6 +452,7 @@ cdef int read_through(Files files, bytes path) except -1:
 
 cdef list order_runs(Segment s):
     cdef list made
+    cdef uint64_t start
     # A saved order says where the keys were before the damage: nothing can be searched by it, or merged.
     if s.damaged and s.sealed:
         return None
@@ -459,7 +460,10 @@ cdef list order_runs(Segment s):
         job = s.sorting
         job.run()           # or waits for the thread that is at it
         job.finish()
-    made = order_make(s, s.runs, order_start(s), s.flushed)
+    start = order_start(s)
+    made = order_make(s, s.runs, start, s.flushed)
+    if start == 0:
+        s.unsorted = False
     if made is not None:
         order_settle(s, made, s.flushed)
         made = list(made)

@@ -245,7 +245,7 @@ UPKEEP = (
     _stat(
         _gauge,
         "kvstore_compaction_behind",
-        "1 while so much can be reclaimed that background work goes on without pauses, else 0.",
+        "1 while so much can be reclaimed that compaction comes first, without pauses between steps, else 0.",
         "compaction_behind",
     ),
     _stat(

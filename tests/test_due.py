@@ -173,6 +173,14 @@ class UrgentTest(DueCase):
         store.close()
         self.assertEqual(len(self.orders()), 8)
 
+    def test_what_a_list_has_sorted_is_not_due(self):
+        store = self.open()
+        for key in range(1000):
+            store.put(b"key%d" % key, bytes(1000))
+        self.assertEqual(len(list(store.keys())), 1000)
+        self.assertEqual(len(self.orders()), len(store.sealed_ids()))
+        self.assertIsNone(store.maintenance())
+
     def sorting(self):
         """A store, and its steps with the first of several segments sorted."""
         store = self.open(segment_size=1 << 18)
