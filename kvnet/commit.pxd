@@ -22,12 +22,9 @@ cdef class Commit:
     cdef object ticks                   # LoopingCall of everysec
     cdef object idle                    # Deferred of stop(), while a sync is under way
     cdef Group group                    # who waits for the next sync
-    cdef size_t enough                  # connections in it that are not to wait for more; 0: no number is
-    cdef double most                    # connections that waited at a time, lately
     cdef double started_at              # reactor's clock: when the last sync began, and the last good one
     cdef double good_at
     cdef bint always
-    cdef bint alone                     # whoever syncs keeps everybody waiting
     cdef bint scheduled                 # turn_over() will be called
     cdef bint syncing
     cdef object job                     # the sync under way, and who waits for it

@@ -1,5 +1,3 @@
-import os
-
 from kvcore.store cimport store_run_sync
 from kvnet.group cimport group_fail, group_join, group_size, group_succeed
 
@@ -12,10 +10,7 @@ from kvcore.errors import KVError
 cdef double PERIOD = 1.0        # seconds between syncs of everysec
 cdef double PATIENCE = 2.0      # seconds since the last good one after which writes wait: what a power cut may cost
 cdef double TICK = 0.25         # seconds between looks at the clock
-cdef double SHORT = 0.001       # seconds: syncs that take less are done in the reactor when it is alone, or when no more ...
-cdef size_t FEW = 10            # ... than so many wait for them: sooner than with two thread switches
-cdef double SERVED = 1e-5       # seconds that serving a connection takes, about
-cdef double FADES = 0.99        # by a sync: how many waited
+cdef double SHORT = 0.0005      # seconds: syncs that take less are done in the reactor
 
 
 cdef class Commit:
@@ -30,7 +25,6 @@ cdef class Commit:
         self.group = Group()
         self.always = store.fsync == "always"
         self.holding = self.always
-        self.alone = len(os.sched_getaffinity(0)) == 1
         self.typical = PATIENCE         # at first a sync is taken to be slow
         self.started_at = self.good_at = reactor.seconds()
         self.ticks = LoopingCall(self.tick)
@@ -53,8 +47,8 @@ cdef class Commit:
 
     @property
     def gathers(self):
-        """Whether all replies to writes wait, and nobody is served while they do (bool): one large group is the best."""
-        return self.always and self.alone
+        """Whether all replies to writes wait for a sync (bool): one large group is the best."""
+        return self.always
 
     @property
     def unsynced_age(self):
@@ -90,7 +84,6 @@ cdef class Commit:
         self.job = self.served = None
         self.syncing = False
         self.typical += (job.seconds - self.typical) / 4
-        share(self, group_size(served) + group_size(self.group))
         try:
             job.finish()
         except KVError as error:
@@ -98,7 +91,7 @@ cdef class Commit:
             fail(self, served, error)
         else:
             self.metrics.synced(job.seconds, group_size(served))
-            if group_size(self.group) > FEW:
+            if self.typical >= SHORT:
                 go_on(self)     # before the answers: meanwhile the disk is at work
             answer(self, served, started)
         if self.idle is not None:
@@ -108,12 +101,7 @@ cdef class Commit:
 
 
 cdef int commit_wait(Commit c, Waiter waiter, uint64_t mark) except -1:
-    cdef bint first = group_size(c.group) == 0
-    if not group_join(c.group, waiter, mark):
-        return 0
-    if group_size(c.group) == c.enough:
-        go_on(c)
-    elif first and not c.syncing and not c.scheduled:
+    if group_join(c.group, waiter, mark) and not c.syncing and not c.scheduled:
         # When nobody is ready any more: what the other connections have sent joins the group.
         c.scheduled = True
         c.soon(c.turn_over)
@@ -139,20 +127,12 @@ cdef int begin(Commit c) except -1:
     c.syncing = True
     c.job = job
     c.served = group
-    if c.always and c.typical < SHORT and (c.alone or group_size(group) <= FEW):
+    if c.always and c.typical < SHORT:
         with nogil:
             store_run_sync(<void*>job)
         c.synced()
     else:
         c.syncer.run(job, c.synced)
-    return 0
-
-
-# Let two groups take turns, one at the disk while the other is served: where there are two processors for that, and the disk
-# is quick enough not to hold up the half that comes next.
-cdef int share(Commit c, size_t waited) except -1:
-    c.most = max(c.most * FADES, <double>waited)
-    c.enough = <size_t>(c.most / 2) if not c.alone and c.most > 2 * FEW and c.typical < c.most * SERVED else 0
     return 0
 
 

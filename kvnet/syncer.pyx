@@ -5,7 +5,6 @@
 A thread of Python would have to take the GIL back after each sync, from a reactor that lets go of it for a moment only: that
 takes longer than the sync. docs/design.md ("Replies and durability").
 """
-import os
 import threading
 
 from libc.errno cimport errno
@@ -18,10 +17,6 @@ from kvcore.store cimport store_run_sync
 from twisted.logger import Logger
 
 log = Logger()
-
-
-cdef extern from "<sched.h>" nogil:
-    int sched_getcpu()
 
 
 cdef extern from "<sys/eventfd.h>" nogil:
@@ -46,14 +41,13 @@ cdef class Syncer:
 
     cdef object reactor
     cdef object thread              # None: not begun, or stopped
-    cdef int avoided                # the processor that it keeps off; -1: none
     cdef object job                 # under way, or None
     cdef object done
     cdef sem_t wanted
     cdef int ended                  # an eventfd
 
     def __cinit__(self, reactor):
-        self.ended = self.avoided = -1
+        self.ended = -1
         self.reactor = reactor
         sem_init(&self.wanted, 0, 0)
         # Now: when clients have taken the last descriptor it is too late.
@@ -68,11 +62,8 @@ cdef class Syncer:
 
     def run(self, job, done):
         """Have a job of Store.sync_job() run; then, in the thread of the reactor, done() is called. Nothing else may run."""
-        cdef int here = sched_getcpu()
         if self.thread is None:
             self.start()
-        if here != self.avoided:
-            self.avoid(here)
         self.job = job
         self.done = done
         sem_post(&self.wanted)
@@ -87,22 +78,9 @@ cdef class Syncer:
 
     def start(self):
         """Begin the thread. Called by run()."""
-        self.avoided = -1
         self.reactor.addReader(self)
         self.thread = threading.Thread(target=self.work, name="sync", daemon=True)
         self.thread.start()
-
-    def avoid(self, int processor):
-        """Have the thread run on another one than the reactor, where there are more: the scheduler likes to wake it where it
-        is woken from. Called by run().
-        """
-        self.avoided = processor
-        others = os.sched_getaffinity(0) - {processor}
-        if others:
-            try:
-                os.sched_setaffinity(self.thread.native_id, others)
-            except OSError:
-                pass                # it is only slower
 
     def work(self):
         """What the thread does."""

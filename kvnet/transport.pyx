@@ -279,14 +279,6 @@ cdef int serve(Hub hub, epoll_event* events, int n) except -1:
             if not waits[i]:
                 answered = settle(events, waits, answered, i)
     settle(events, waits, answered, n)
-    # Not before: a group may be answered by that, with clients that have held replies since before this.
-    for i in range(n):
-        if got[i] > 0:
-            pipe = <Pipe>events[i].data.ptr
-            try:
-                follow_up(pipe)
-            except Exception:
-                give_up(pipe)
     return 0
 
 
@@ -299,7 +291,7 @@ cdef int settle(epoll_event* events, const bint* waits, int start, int end) exce
             pipe = <Pipe>events[i].data.ptr
             try:
                 session_settle(pipe.session)
-                reply(pipe)
+                respond(pipe)
             except Exception:
                 give_up(pipe)
     return end
@@ -393,7 +385,7 @@ cdef ssize_t receive(Pipe p, int place, uint32_t event) except -1:
     return max(n, 0)
 
 
-# Execute what has been received, and reply. True: session_settle() and reply() are to come.
+# Execute what has been received, and reply. True: session_settle() and respond() are to come.
 cdef bint execute(Pipe p, int place, size_t n) except -1:
     if p.fd < 0:
         return False                # it was cut meanwhile
@@ -402,22 +394,19 @@ cdef bint execute(Pipe p, int place, size_t n) except -1:
     p.session.hold = p.commit.holding
     if session_received(p.session, place, n):
         return True
-    reply(p)
+    respond(p)
     return False
 
 
-# See to what has to come after the replies.
-cdef int follow_up(Pipe p) except -1:
-    if p.fd < 0:
-        return 0
-    if p.session.stopped:
-        p.owner.proceed()
-    elif session_held(p.session):
+# Reply to what has been executed, and see to what has to come next.
+cdef int respond(Pipe p) except -1:
+    go_on(p)
+    if session_held(p.session):
         commit_wait(p.commit, p, session_mark(p.session))
     return 0
 
 
-# Something that waited for a sync may go out.
+# Something may go out.
 cdef int go_on(Pipe p) except -1:
     reply(p)
     if p.session.stopped and p.owner is not None:

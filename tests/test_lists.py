@@ -39,10 +39,10 @@ class ListTest(SessionCase):
             store.put(b"key%04d" % (5000 + turns), b"")
             store.compact()
             maintain(store)
-            session.resume()
+            resume(session)
         self.assertGreater(turns, 1)
         while session.unfinished:
-            session.resume()
+            resume(session)
             replies += session.take()
         found = replies.rstrip(b"\r").split(b"\r")
         self.assertEqual(found, sorted(set(found)))

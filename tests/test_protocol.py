@@ -5,6 +5,7 @@ import os
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 
+from kvcore.crashfs import CrashFiles
 from kvnet.commit import Commit
 from kvnet.metrics import Metrics
 from kvnet.protocol import TextFactory
@@ -222,11 +223,10 @@ class ConnectionTest(ConnectionCase):
 
 
 class GroupCommitTest(ConnectionCase):
-    def crowd(self, processors):
-        """30 clients of a disk that syncs in 0.1 ms."""
-        self.patch(os, "sched_getaffinity", lambda pid: set(range(processors)))
+    def crowd(self, seconds):
+        """30 clients of a disk on which a sync takes so long."""
         self.serve(fsync="always")
-        self.commit.typical = 0.0001
+        self.commit.typical = seconds
         return [self.connect() for _ in range(30)]
 
     def write(self, clients):
@@ -294,50 +294,17 @@ class GroupCommitTest(ConnectionCase):
         self.assertEqual(self.commit.unsynced_age, 0)
 
     def test_short_syncs_are_done_in_the_reactor(self):
-        self.serve(fsync="always")
-        self.commit.typical = 0.0001
-        protocol, transport = self.connect()
-        protocol.dataReceived(b"write a|1\r")
-        self.assertEqual(transport.taken(), b"")
-        self.reactor.advance(0)
-        self.assertEqual((transport.taken(), self.reactor.work), (b"success\r", []))
-
-    def test_with_many_clients_one_half_is_served_while_the_other_waits_for_the_disk(self):
-        """The sync of the one has begun when the other is answered, which may send again at once."""
-        clients = self.crowd(processors=2)
-        first, second = clients[:15], clients[15:]
-        for half in (first, second):
-            self.write(half)
+        clients = self.crowd(seconds=0.0004)
+        for _ in range(2):
+            self.commit.typical = 0.0004  # however long the one before took
+            self.write(clients)
+            self.assertEqual([transport.taken() for _, transport in clients], [b""] * 30)
             self.reactor.advance(0)
-            self.assertEqual(len(self.reactor.work), 1)
-        under_way = []
-        first[0][1].write = lambda data: under_way.append(len(self.reactor.work))
-        self.reactor.run_threads()
-        self.assertEqual(under_way, [1])
-        self.assertEqual([transport.taken() for _, transport in clients[1:]], [b"success\r"] * 14 + [b""] * 15)
-        self.reactor.run_threads()
-        self.assertEqual([transport.taken() for _, transport in second], [b"success\r"] * 15)
-        self.assertEqual((self.store.unsynced, self.reactor.work), (0, []))
-
-    def test_half_of_those_who_wait_as_a_rule_are_waited_for_and_no_more(self):
-        clients = self.crowd(processors=2)
-        self.write(clients)
-        self.assertEqual(self.reactor.work, [])  # nobody knows yet how many there are
-        self.reactor.advance(0)
-        self.reactor.run_threads()
-        self.write(clients[:14])
-        self.assertEqual(self.reactor.work, [])
-        self.write(clients[14:15])
-        self.assertEqual(len(self.reactor.work), 1)
-        self.write(clients[15:])
-        self.reactor.run_threads()
-        self.reactor.run_threads()
-        self.assertEqual([transport.taken() for _, transport in clients], [b"success\r" * 2] * 30)
-        self.assertEqual(self.store.unsynced, 0)
+            self.assertEqual((self.store.unsynced, self.reactor.work), (0, []))
+            self.assertEqual([transport.taken() for _, transport in clients], [b"success\r"] * 30)
 
     def test_a_slow_disk_is_given_all_that_there_is(self):
-        clients = self.crowd(processors=2)
-        self.commit.typical = 0.01
+        clients = self.crowd(seconds=0.01)
         for _ in range(2):
             self.write(clients)
             self.assertEqual(self.reactor.work, [])
@@ -346,14 +313,17 @@ class GroupCommitTest(ConnectionCase):
             self.reactor.run_threads()
         self.assertEqual([transport.taken() for _, transport in clients], [b"success\r" * 2] * 30)
 
-    def test_where_there_is_one_processor_short_syncs_are_done_in_the_reactor(self):
-        clients = self.crowd(processors=1)
-        for _ in range(2):
-            self.write(clients)
-            self.assertEqual([transport.taken() for _, transport in clients], [b""] * 30)
-            self.reactor.advance(0)
-            self.assertEqual((self.store.unsynced, self.reactor.work), (0, []))
-            self.assertEqual([transport.taken() for _, transport in clients], [b"success\r"] * 30)
+    def test_a_slow_disk_is_at_work_while_those_who_waited_are_answered(self):
+        first, second = self.crowd(seconds=0.01)[:2]
+        self.write([first])
+        self.reactor.advance(0)
+        self.write([second])
+        under_way = []
+        first[1].write = lambda data: under_way.append(len(self.reactor.work))
+        self.reactor.run_threads()
+        self.assertEqual(under_way, [1])
+        self.reactor.run_threads()
+        self.assertEqual((second[1].taken(), self.store.unsynced, self.reactor.work), (b"success\r", 0, []))
 
     def test_client_that_went_away_does_not_hold_up_the_others(self):
         self.serve(fsync="always")
@@ -396,6 +366,26 @@ class GroupCommitTest(ConnectionCase):
         os.close(write_end)
 
 
+class QuickDiskTest(ConnectionCase):
+    def open(self, **options):
+        """On a file table in memory, which syncs in a few microseconds."""
+        self.dir = "/data"
+        return super().open(files=CrashFiles(), **options)
+
+    def test_that_syncs_are_short_is_learnt(self):
+        self.serve(fsync="always")
+        protocol, transport = self.connect()
+        in_thread = 0
+        for _ in range(100):
+            protocol.dataReceived(b"write a|1\r")
+            self.reactor.advance(0)
+            in_thread += len(self.reactor.work)
+            self.reactor.run_threads()
+            self.assertEqual(transport.taken(), b"success\r")
+        self.assertGreater(in_thread, 0)
+        self.assertLess(in_thread, 100)
+
+
 class EverysecTest(ConnectionCase):
     def test_writes_do_not_wait_and_are_synced_within_about_a_second(self):
         self.serve(fsync="everysec")
@@ -408,6 +398,16 @@ class EverysecTest(ConnectionCase):
         self.reactor.run_threads()
         self.assertEqual((self.store.unsynced, self.commit.unsynced_age), (0, 0))
         self.assertGreater(self.metrics.sync_good_at, 0)
+
+    def test_they_are_synced_by_a_thread_however_short_syncs_are(self):
+        """What a second has brought may be much."""
+        self.serve(fsync="everysec")
+        self.commit.typical = 0.0001
+        protocol, _ = self.connect()
+        protocol.dataReceived(b"write a|1\r")
+        self.reactor.pump([0.25] * 4)
+        self.assertEqual(len(self.reactor.work), 1)
+        self.reactor.run_threads()
 
     def test_writers_wait_while_the_last_good_sync_is_too_old(self):
         self.serve(fsync="everysec")

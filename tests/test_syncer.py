@@ -117,36 +117,3 @@ class SyncerTest(StoreCase):
             self.syncer.stop()
             self.syncer.stop()
             self.assertEqual((threads(), self.syncer in reactor.getReaders()), (0, False))
-
-    @defer.inlineCallbacks
-    def test_it_runs_on_another_processor_than_the_reactor(self):
-        placed = []
-        self.patch(os, "sched_getaffinity", lambda pid: set(range(10_000)))
-        self.patch(os, "sched_setaffinity", lambda thread, processors: placed.append((thread, processors)))
-        self.write(b"a")
-        yield self.sync()
-        (thread, processors), = placed
-        self.assertEqual([other.name for other in threading.enumerate() if other.native_id == thread], ["sync"])
-        self.assertEqual(len(set(range(10_000)) - processors), 1)
-
-    @defer.inlineCallbacks
-    def test_it_runs_where_it_may_when_there_is_one_processor_or_placing_is_refused(self):
-        asked = []
-
-        def refuse(thread, processors):
-            asked.append(processors)
-            raise PermissionError(errno.EPERM, "no")
-
-        usual = os.sched_getaffinity(0)
-        one = {min(usual)}
-        self.addCleanup(os.sched_setaffinity, 0, usual)
-        os.sched_setaffinity(0, one)
-        self.patch(os, "sched_setaffinity", refuse)
-        self.write(b"a")
-        yield self.sync()
-        self.assertEqual(asked, [])
-        self.patch(os, "sched_getaffinity", lambda pid: one | {10_000})
-        self.syncer.stop()
-        self.write(b"b")
-        yield self.sync()
-        self.assertEqual(asked, [{10_000}])
