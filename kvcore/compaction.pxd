@@ -12,6 +12,7 @@ finish(): an undo note must not name a place that is being moved.
 from libc.stdint cimport uint64_t
 
 from kvcore.expiry cimport Deadlines
+from kvcore.bytebuf cimport ByteBuf
 from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log
 from kvcore.segment cimport Segment
@@ -25,6 +26,8 @@ cdef class Compaction:
     cdef readonly uint64_t packed_bytes     # compressed values: what they were, and what they are
     cdef readonly uint64_t frame_bytes
     cdef readonly double seconds            # of the runs that have ended
+    cdef ByteBuf chunk                      # room for the next job: of what it reads, and of what it writes
+    cdef ByteBuf encoded
     cdef bint running                       # one is under way
     cdef bint off                           # do not compress
     cdef bint unlisted                      # there are outputs that the published manifest does not list

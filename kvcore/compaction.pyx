@@ -2,7 +2,7 @@ import time
 
 from libc.stdint cimport uint32_t
 
-from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_reserve
+from kvcore.bytebuf cimport ByteBuf, bytebuf_append, bytebuf_clear, bytebuf_reserve, bytebuf_swap
 from kvcore.checkpoint cimport checkpoint_drop
 from kvcore.files cimport files_check, files_unlink, files_write
 from kvcore.hashindex cimport Entry, index_find, index_hash, index_prefetch, index_remove
@@ -28,6 +28,7 @@ cdef enum:
     CHUNK = 4 << 20             # bytes of a source in one job, unless a record is longer,
     MOST = 8192                 # and records: what is done with them on the owner's thread takes about a millisecond
     PIECE = 1 << 19             # bytes read at a time
+    KEPT = 2 * CHUNK            # bytes of room that a buffer keeps between jobs
 
 
 # One record of a chunk that may have to be kept.
@@ -43,6 +44,10 @@ cdef struct Copy:
 
 cdef class Compaction:
     """The compaction of one store: its counts, and whether values are compressed."""
+
+    def __cinit__(self):
+        self.chunk = ByteBuf()
+        self.encoded = ByteBuf()
 
     def steps(self, Log log not None, HashIndex index not None, Deadlines deadlines not None, list sources not None):
         """Compact `sources` (list of Segment, emptied at the end): a generator of Jobs, see compaction.pxd. Raises
@@ -76,7 +81,7 @@ cdef class Compaction:
                     continue
                 offset = SEGMENT_HEADER
                 while offset < source.flushed and not source.damaged:
-                    reading = read_job(log, index, source, offset)
+                    reading = read_job(self, log, index, source, offset)
                     yield reading
                     job_check(reading)
                     # A damaged one stays as it is, to be read as far as it goes; what was copied is moved already.
@@ -85,6 +90,7 @@ cdef class Compaction:
                     offset += reading.consumed
                     self.read_bytes += reading.consumed
                     if copying.bound == 0:
+                        give_back(self, copying)
                         continue
                     if output is None or output.flushed + copying.bound > log.segment_size:
                         making = CreateJob(log)
@@ -96,6 +102,7 @@ cdef class Compaction:
                     copying.output = output
                     yield copying
                     job_check(copying)
+                    give_back(self, copying)
             complete = all_whole(sources)
         except Exception as error:
             failure = error
@@ -194,7 +201,6 @@ cdef class ReadJob(Job):
     cdef int work(self) except -1:
         cdef uint64_t left = self.source.flushed - self.offset
         cdef size_t wanted = min(<uint64_t>CHUNK, left)
-        self.chunk = ByteBuf()
         self.found = ByteBuf()
         bytebuf_reserve(self.found, MOST * sizeof(Copy))
         while True:
@@ -251,12 +257,30 @@ cdef class ReadJob(Job):
         return 0
 
 
-cdef ReadJob read_job(Log log, HashIndex index, Segment source, uint64_t offset):
+cdef ReadJob read_job(Compaction owner, Log log, HashIndex index, Segment source, uint64_t offset):
     cdef ReadJob job = ReadJob(log)
+    job.chunk = taken(owner.chunk)
     job.index = index
     job.source = source
     job.offset = offset
     return job
+
+
+# Large buffers go from job to job: freed, what each of the threads has had of them would stay with it. A job has its buffer
+# to itself, as it may still run when its run was dropped, and the next one has begun.
+cdef ByteBuf taken(ByteBuf kept):
+    cdef ByteBuf buf = ByteBuf()
+    bytebuf_swap(buf, kept)
+    return buf
+
+
+# The job is over.
+cdef int give_back(Compaction c, CopyJob job) except -1:
+    bytebuf_clear(job.chunk, KEPT)
+    bytebuf_clear(job.encoded, KEPT)
+    bytebuf_swap(job.chunk, c.chunk)
+    bytebuf_swap(job.encoded, c.encoded)
+    return 0
 
 
 # What of a chunk has to be kept.
@@ -272,6 +296,7 @@ cdef CopyJob select_live(Compaction owner, Log log, HashIndex index, ReadJob rea
     job.index = index
     job.source = reading.source
     job.chunk = reading.chunk
+    job.encoded = taken(owner.encoded)
     job.copies = reading.found
     index_prefetch_all(index, copy, end)
     while copy < end:
@@ -344,7 +369,6 @@ cdef class CopyJob(Job):
         cdef Copy* copy = <Copy*>self.copies.data
         cdef size_t i
         cdef int result
-        self.encoded = ByteBuf()
         self.frame = ByteBuf()
         bytebuf_reserve(self.encoded, self.bound)
         self.min_version = <uint64_t>-1

@@ -305,6 +305,24 @@ class TroubleTest(CompactionCase):
         store.close()
         self.assertEqual(self.contents(), model)
 
+    def test_a_job_that_still_runs_when_its_run_is_dropped(self):
+        """The next run has its own memory."""
+        store, model, rng = self.open(), {}, random.Random(27)
+        self.fill(store, model, rng, 3000)
+        ids = store.sealed_ids()
+        store.drive(store.compaction_of(ids[:1]))  # so that there is memory to be used again
+        dropped, next_one = store.compaction_of(ids[-1:]), store.compaction_of(ids[1:])
+        late = next(dropped)
+        dropped.close()
+        for job in next_one:
+            late.run()
+            job.run()
+            job.finish()
+        self.assertFalse(set(ids) & set(store.sealed_ids()))
+        self.assertEqual(dict(store.items()), model)
+        store.close()
+        self.assertEqual(self.contents(), model)
+
     def limit(self, size):
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         self.addCleanup(resource.setrlimit, resource.RLIMIT_FSIZE, (soft, hard))
