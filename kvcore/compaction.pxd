@@ -11,8 +11,8 @@ finish(): an undo note must not name a place that is being moved.
 """
 from libc.stdint cimport uint64_t
 
-from kvcore.expiry cimport Deadlines
 from kvcore.bytebuf cimport ByteBuf
+from kvcore.expiry cimport Deadlines
 from kvcore.hashindex cimport HashIndex
 from kvcore.log cimport Log
 from kvcore.segment cimport Segment

@@ -91,7 +91,7 @@ cdef class Commit:
             fail(self, served, error)
         else:
             self.metrics.synced(job.seconds, group_size(served))
-            if self.typical >= SHORT:
+            if not is_quick(self):
                 go_on(self)     # before the answers: meanwhile the disk is at work
             answer(self, served, started)
         if self.idle is not None:
@@ -114,6 +114,11 @@ cdef int go_on(Commit c) except -1:
     return 0
 
 
+# Is a sync so short that the reactor does it? What a second of `everysec` has brought may be much.
+cdef inline bint is_quick(Commit c) noexcept:
+    return c.always and c.typical < SHORT
+
+
 cdef int begin(Commit c) except -1:
     cdef Group group = c.group
     c.group = Group()
@@ -127,7 +132,7 @@ cdef int begin(Commit c) except -1:
     c.syncing = True
     c.job = job
     c.served = group
-    if c.always and c.typical < SHORT:
+    if is_quick(c):
         with nogil:
             store_run_sync(<void*>job)
         c.synced()
